@@ -1,0 +1,1 @@
+"""Everything that knows what an artifact is; imports neither ``downloader`` nor ``devserver``."""
