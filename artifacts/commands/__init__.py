@@ -1,0 +1,1 @@
+"""The commands of the command line, other than ``serve`` and ``demo``."""
