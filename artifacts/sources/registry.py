@@ -1,0 +1,35 @@
+"""Which source reads which archive URL."""
+
+from __future__ import annotations
+
+from artifacts.archive_url import AllowList, ArchiveUrl
+from artifacts.errors import BadRequest
+from artifacts.sources.file import FileSource
+from artifacts.sources.gs import GoogleStorageSource
+from artifacts.sources.http import HttpSource
+from artifacts.sources.source import Source
+from artifacts.sources.transport import Timeouts, Transport, new_session
+
+
+class Sources:
+    """The sources of a running server; they share its limits and end with it."""
+
+    def __init__(self, allow_list: AllowList, timeouts: Timeouts, max_connections: int) -> None:
+        http = HttpSource(Transport(new_session(max_connections), timeouts, allow_list))
+        self._sources: dict[str, Source] = {
+            "file": FileSource(allow_list),
+            "gs": GoogleStorageSource(timeouts, max_connections),
+            "http": http,
+            "https": http,
+        }
+
+    def source_of(self, archive_url: ArchiveUrl) -> Source:
+        """Return the source that reads ``archive_url``, or raise BadRequest where none does."""
+        try:
+            return self._sources[archive_url.scheme]
+        except KeyError:
+            raise BadRequest(f"this server cannot read {archive_url.scheme}:// archives") from None
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            source.close()
