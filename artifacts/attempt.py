@@ -1,0 +1,149 @@
+"""One try at fetching a whole file: a temporary file of one generation's bytes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from artifacts.checksums import Verifier
+from artifacts.errors import ArchiveFileChanged
+from artifacts.intervals import Intervals
+from artifacts.sources.source import ArchiveFile, OpenedRange
+
+BLOCK_BYTES = 1 << 20
+_MIN_PIECE_BYTES = 4 << 20
+_USUAL_PIECE_BYTES = 8 << 20
+
+
+@dataclass
+class Piece:
+    """Consecutive bytes that one connection reads; ``stop`` is None where the end is not known."""
+
+    position: int
+    stop: int | None
+    failed_tries: int = 0
+
+
+class Attempt:
+    """One try at a whole file.
+
+    All state is guarded by the condition of the fetch that the attempt belongs to, but for the
+    verifier, which has a lock of its own: hashing must not hold up readers.
+    """
+
+    def __init__(self, file: ArchiveFile, directory: Path) -> None:
+        self.file = file
+        self.path = directory / f"fetch-{uuid.uuid4().hex}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.descriptor = os.open(self.path, flags, 0o644)
+        self.size = file.size if file.size_is_exact else None
+        self.present = Intervals()
+        self._next_offset = 0
+        self._taken_whole = False
+        self.pieces_under_way = 0
+        self.abandoned = False
+        self.verified = False
+        self._verifier = Verifier()
+        self._verifier.expect(file.checksums)
+        self._verifying = threading.Lock()  # guards the verifier; held while hashing
+        self._piece_bytes: int | None = None
+
+    @property
+    def can_be_split(self) -> bool:
+        """Whether ranges of this very object can be asked for."""
+        return bool(self.size) and self.file.has_ranges and self.file.generation is not None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.size is not None and self.present.total >= self.size
+
+    def take_piece(self, connections: int) -> Piece | None:
+        """Return the next piece in order, or None when all are taken."""
+        if not self.can_be_split:
+            if self._taken_whole:
+                return None
+            self._taken_whole = True
+            return Piece(0, self.size)
+        assert self.size is not None
+        if self._taken_whole or self._next_offset >= self.size:
+            return None
+        if self._piece_bytes is None:
+            # As many rounds as pieces of the usual size would need, all of them full.
+            rounds = -(-self.size // (connections * _USUAL_PIECE_BYTES))
+            self._piece_bytes = max(_MIN_PIECE_BYTES, -(-self.size // (connections * rounds)))
+        piece = Piece(self._next_offset, min(self._next_offset + self._piece_bytes, self.size))
+        self._next_offset += self._piece_bytes
+        return piece
+
+    @property
+    def pieces_left(self) -> int:
+        """How many pieces are not taken yet, by the smallest that they may be."""
+        if not self.can_be_split or self._taken_whole or self.size is None:
+            return 0
+        return max(
+            0, -(-(self.size - self._next_offset) // (self._piece_bytes or _MIN_PIECE_BYTES))
+        )
+
+    def learn(self, opened: OpenedRange) -> None:
+        """Take over what the archive's answer says of the file; raise ArchiveFileChanged."""
+        known, told = self.file, opened.file
+        size = told.size if told.size_is_exact else None
+        if self.size is not None and size is not None and size != self.size:
+            raise ArchiveFileChanged(f"{known.name} has {size} bytes now, and had {self.size}")
+        if self.size is None:
+            self.size = size
+        if self.present.total == 0 and not known.checksums:
+            with self._verifying:
+                self._verifier.expect(told.checksums)
+        self.file = replace(
+            known,
+            size=self.size,
+            size_is_exact=self.size is not None,
+            generation=known.generation or told.generation,
+            has_ranges=known.has_ranges or told.has_ranges,
+            checksums=known.checksums.joined(told.checksums),
+        )
+
+    def verify_from(self, offset: int, block: bytes, end_from: Callable[[int], int]) -> None:
+        """Hash ``block``, and what follows it on disk, unless another thread is at it.
+
+        ``end_from`` says up to where the bytes from an offset on have come.
+        """
+        if self._verifying.acquire(blocking=False):
+            try:
+                if offset == self._verifier.position:
+                    self._verifier.update(block)
+                self._verify_up_to(end_from(self._verifier.position))
+            finally:
+                self._verifying.release()
+
+    def verify_rest(self) -> str | None:
+        """Hash what is left; return what is wrong with the file, in words, or None."""
+        assert self.size is not None
+        with self._verifying:
+            self._verify_up_to(self.size)
+            return self._verifier.mismatch(self.file.checksums)
+
+    def _verify_up_to(self, stop: int) -> None:
+        while (count := min(BLOCK_BYTES, stop - self._verifier.position)) > 0:
+            block = os.pread(self.descriptor, count, self._verifier.position)
+            if not block:
+                raise OSError(f"{self.path} is shorter than what was written to it")
+            self._verifier.update(block)
+
+    @property
+    def crc32c(self) -> int:
+        return self._verifier.crc32c
+
+    @property
+    def sha256(self) -> bytes | None:
+        return self._verifier.sha256
+
+    def close_if_unused(self) -> None:
+        if (self.abandoned or self.verified) and not self.pieces_under_way and self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1

@@ -1,0 +1,122 @@
+"""Threads that do queued work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+from artifacts.errors import Busy
+
+_log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Workers:
+    """Daemon threads, at most ``limit`` of them, grown by need, which end when idle.
+
+    Urgent work is taken before the rest, each kind in the order in which it came. Work must not
+    raise; what it raises all the same is logged, and the thread goes on.
+    """
+
+    def __init__(self, name: str, limit: int, idle_seconds: float = 10) -> None:
+        self._name = name
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        # Guards everything below; never held while work runs.
+        self._changed = threading.Condition()
+        self._urgent: deque[Callable[[], None]] = deque()
+        self._later: deque[Callable[[], None]] = deque()
+        self._threads = 0
+        self._idle = 0
+        self._started = 0
+        self._closed = False
+
+    def submit(self, work: Callable[[], None], *, urgent: bool = True) -> None:
+        """Have ``work`` called on a thread.
+
+        Raises:
+            Busy: the workers are closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise Busy("the server is shutting down")
+            (self._urgent if urgent else self._later).append(work)
+            if len(self._urgent) + len(self._later) > self._idle and self._threads < self._limit:
+                self._threads += 1
+                self._started += 1
+                name = f"{self._name}-{self._started}"
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+            else:
+                self._changed.notify()
+
+    def map(self, call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+        """Call for each item, several at a time; block, and return the results in their order.
+
+        Raises whatever a call raises, the first item's first. Not to be used on one of the workers.
+        """
+        futures = []
+        for item in items:
+            future: Future[_Result] = Future()
+            self.submit(partial(_resolve_by, future, call, item))
+            futures.append(future)
+        return [future.result() for future in futures]
+
+    @property
+    def busy(self) -> int:
+        """How many threads are at work."""
+        with self._changed:
+            return self._threads - self._idle
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Drop what is queued, wait for what runs; return whether all threads ended in time."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._closed = True
+            self._urgent.clear()
+            self._later.clear()
+            self._changed.notify_all()
+            while self._threads and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return not self._threads
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            deadline = time.monotonic() + self._idle_seconds
+            self._idle += 1
+            try:
+                while not self._closed:
+                    if self._urgent:
+                        return self._urgent.popleft()
+                    if self._later:
+                        return self._later.popleft()
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+                self._threads -= 1
+                self._changed.notify_all()
+                return None
+            finally:
+                self._idle -= 1
+
+    def _run(self) -> None:
+        while (work := self._next()) is not None:
+            try:
+                work()
+            except BaseException:
+                _log.exception("work failed on %s", threading.current_thread().name)
+            del work
+
+
+def _resolve_by(future: Future[_Result], call: Callable[[_Item], _Result], item: _Item) -> None:
+    try:
+        future.set_result(call(item))
+    except BaseException as error:
+        future.set_exception(error)
