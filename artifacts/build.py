@@ -1,0 +1,419 @@
+"""Build: one build on disk, its files and its manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import google_crc32c
+
+from artifacts.archive_url import ArchiveUrl, BuildName
+from artifacts.disk import fsync_directory, link_into_place, write_durably
+from artifacts.errors import Conflict
+from artifacts.manifest import (
+    Failure,
+    Item,
+    ItemRecord,
+    ItemState,
+    Manifest,
+    StagedFile,
+    tree_from_json,
+    tree_to_json,
+)
+
+_log = logging.getLogger(__name__)
+
+_TOUCH_SECONDS = 5.0
+# Files published one by one are recorded together: at most this share of the time goes into that.
+_RECORDING_SHARE = 0.05
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where a build stands, in short."""
+
+    archive_url: str
+    items: Mapping[Item, ItemRecord]
+
+    @property
+    def failure(self) -> Failure | None:
+        return next((r.failure for r in self.items.values() if r.failure), None)
+
+    @property
+    def missing(self) -> list[Item]:
+        return [item for item, r in self.items.items() if r.state is ItemState.ASKED]
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether all that was asked of the build is there, and that is something."""
+        states = {record.state for record in self.items.values()}
+        return ItemState.STAGED in states and states <= {ItemState.STAGED, ItemState.ABSENT}
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.items.values())
+
+
+class Build:
+    """One build: what is published, and the manifest that vouches for it.
+
+    Publishing and recording are two steps. What is published but not recorded is invisible, and is
+    removed when the next process starts.
+    """
+
+    def __init__(self, name: BuildName, directory: Path, records: Path, boot_id: str) -> None:
+        self.name = name
+        self.directory = directory
+        self._records = records
+        self._boot_id = boot_id
+        # Guards everything below. Held while the manifest is read or written, never during a fetch.
+        self._lock = threading.RLock()
+        self._manifest = self._load()
+        self._trees: dict[str, dict[str, StagedFile]] = {}
+        self._unrecorded: dict[str, StagedFile] = {}
+        self._unsynced: set[Path] = set()
+        self._recorded_at = 0.0
+        self._recording_seconds = 0.0
+        self._touched_at = 0.0
+
+    # --- what it is
+
+    @property
+    def asked(self) -> Asked | None:
+        """What was asked of it and became of it; None for a build that nobody knows."""
+        with self._lock:
+            if self._manifest is None:
+                return None
+            return Asked(self._manifest.archive_url, dict(self._manifest.items))
+
+    @property
+    def last_used(self) -> float | None:
+        """When it was last read or asked about, in seconds since the epoch."""
+        try:
+            return (self._records / "staged.timestamp").stat().st_mtime
+        except OSError:
+            return None
+
+    def touch(self) -> None:
+        """Note that the build is in use; cheap, as it writes every few seconds at most."""
+        now = time.monotonic()
+        with self._lock:
+            if self._manifest is None or now - self._touched_at < _TOUCH_SECONDS:
+                return
+            self._touched_at = now
+        with contextlib.suppress(OSError):
+            (self._records / "staged.timestamp").touch()
+
+    def state_of(self, item: Item) -> ItemRecord | None:
+        """Return the record of an item, its trees checked if the machine has crashed since."""
+        with self._lock:
+            self.check_trees()
+            return self._manifest.items.get(item) if self._manifest else None
+
+    def find(self, path: str) -> StagedFile | None:
+        """Return what is published at ``path``; None if nothing is."""
+        with self._lock:
+            if self._manifest is None:
+                return None
+            return self._manifest.files.get(path) or next(
+                (tree[path] for tree in self._loaded_trees() if path in tree), None
+            )
+
+    def resolve(self, path: str) -> tuple[str, StagedFile] | None:
+        """Return path and description of a published file, links followed; None if there is none.
+
+        Links lead to other published files of the build, or nowhere.
+        """
+        file = self.find(path)
+        if file is not None and file.link is None:
+            return path, file
+        top = self.directory.resolve()
+        try:
+            real = (self.directory / path).resolve(strict=True).relative_to(top).as_posix()
+        except (OSError, ValueError, RuntimeError):
+            return None
+        file = self.find(real)
+        return (real, file) if file is not None and file.link is None else None
+
+    def files(self) -> dict[str, StagedFile]:
+        """Return all that is published, links that lead nowhere excepted, by path."""
+        with self._lock:
+            if self._manifest is None:
+                return {}
+            everything = dict(self._manifest.files)
+            for tree in self._loaded_trees():
+                everything.update(tree)
+        return {
+            path: file
+            for path, file in everything.items()
+            if file.link is None or (self.directory / path).exists()
+        }
+
+    def files_of(self, item: Item) -> dict[str, StagedFile]:
+        """Return what an item published, by path."""
+        with self._lock:
+            record = self._manifest.items.get(item) if self._manifest else None
+            if record is None or self._manifest is None:
+                return {}
+            files = {path: self._manifest.files[path] for path in record.paths}
+            for name in record.trees:
+                files.update(self._load_tree(name))
+            return files
+
+    def file_from(self, archive_name: str) -> tuple[str, StagedFile] | None:
+        """Return path and description of the archive's file where it is published as it is."""
+        with self._lock:
+            files = {**(self._manifest.files if self._manifest else {}), **self._unrecorded}
+        for path, file in files.items():
+            if file.archive_name == archive_name and file.link is None:
+                return path, file
+        return None
+
+    def sha256_of(self, path: str) -> str | None:
+        with self._lock:
+            return self._manifest.sha256.get(path) if self._manifest else None
+
+    # --- changing it
+
+    def begin(self, archive_url: ArchiveUrl, items: Mapping[Item, ItemState]) -> None:
+        """Record that items are asked for, or absent; the first thing that happens to a build."""
+        with self._lock:
+            is_new = self._manifest is None or self._manifest.archive_url != str(archive_url)
+            if self._manifest is None or is_new:
+                self._manifest = Manifest(str(archive_url))
+                self._records.mkdir(parents=True, exist_ok=True)
+                (self._records / "staged.timestamp").touch()
+            for item, state in items.items():
+                self._manifest.items[item] = ItemRecord(state)
+            self._write()
+            if is_new:
+                self.remove_unrecorded()
+
+    def publish_file(self, source: Path, path: str, file: StagedFile) -> None:
+        """Make ``source`` readable at ``path``, to be recorded later.
+
+        Raises:
+            Conflict: other bytes are published there already.
+        """
+        with self._lock:
+            if not self._may_publish(path, file):
+                return
+            destination = self._make_parent(path)
+            link_into_place(source, destination)
+            self._unsynced.add(destination.parent)
+            self._unrecorded[path] = file
+            if time.monotonic() - self._recorded_at > self._recording_seconds / _RECORDING_SHARE:
+                self._write()
+
+    def publish_link(self, path: str, target: str) -> None:
+        """Make a symbolic link at ``path`` to ``target``, both below the build."""
+        with self._lock:
+            destination = self._make_parent(path)
+            relative = os.path.relpath(self.directory / target, destination.parent)
+            if not self._may_publish(path, StagedFile(0, link=relative)):
+                return
+            destination.unlink(missing_ok=True)
+            destination.symlink_to(relative)
+            self._unsynced.add(destination.parent)
+            self._unrecorded[path] = StagedFile(0, link=relative)
+
+    def publish_tree(self, source: Path, members: Mapping[str, StagedFile]) -> None:
+        """Move unpacked members, by path below ``source`` and below the build alike, into place.
+
+        Raises:
+            Conflict: other bytes are published at one of the paths already.
+        """
+        with self._lock:
+            wanted = [path for path, file in members.items() if self._may_publish(path, file)]
+            real_directories: set[Path] = set()
+            for path in wanted:
+                destination = self._make_parent(path, real_directories)
+                (source / path).replace(destination)
+
+    def record_staged(
+        self, item: Item, paths: Iterable[str], trees: Iterable[Mapping[str, StagedFile]]
+    ) -> None:
+        """Record an item whose files and trees are all published."""
+        with self._lock:
+            assert self._manifest is not None
+            names = []
+            for number, tree in enumerate(trees):
+                name = f"{item.name}-{zlib.crc32(str(item).encode()):08x}-{number}.tree.json"
+                write_durably(self._records / name, tree_to_json(tree))
+                self._trees[name] = dict(tree)
+                names.append(name)
+            paths = tuple(sorted(paths))
+            files = {**self._manifest.files, **self._unrecorded}
+            size = sum(files[path].size for path in paths)
+            size += sum(file.size for name in names for file in self._trees[name].values())
+            self._manifest.items[item] = ItemRecord(
+                ItemState.STAGED, paths, tuple(names), size, self._boot_id if names else None
+            )
+            self._write()
+
+    def record_failed(self, item: Item, failure: Failure) -> bool:
+        """Record why an item failed; return False where there is no manifest to do so."""
+        with self._lock:
+            if self._manifest is None:
+                return False
+            self._manifest.items[item] = ItemRecord(ItemState.FAILED, failure=failure)
+            self._write()
+            return True
+
+    def forget(self, items: Iterable[Item]) -> None:
+        """Record that items were not asked for after all."""
+        with self._lock:
+            if self._manifest is not None:
+                for item in items:
+                    self._manifest.items.pop(item, None)
+                self._write()
+
+    def record_sha256(self, path: str, digest: str) -> None:
+        with self._lock:
+            if self._manifest is not None:
+                self._manifest.sha256[path] = digest
+                self._write()
+
+    def remove_unrecorded(self) -> None:
+        """Remove the files that the manifest does not vouch for, and directories left empty."""
+        with self._lock:
+            self._unrecorded.clear()
+            recorded = set()
+            if self._manifest is not None:
+                recorded = set(self._manifest.files)
+                for tree in self._loaded_trees():
+                    recorded.update(tree)
+            for directory, _, names in os.walk(self.directory, topdown=False):
+                for name in names:
+                    path = Path(directory, name)
+                    if path.relative_to(self.directory).as_posix() not in recorded:
+                        path.unlink()
+                # A link to a directory is among walk's directories, not its files.
+                with os.scandir(directory) as entries:
+                    links = [Path(e.path) for e in entries if e.is_symlink()]
+                for path in links:
+                    if path.relative_to(self.directory).as_posix() not in recorded:
+                        path.unlink()
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+
+    def move_away(self, trash: Path) -> None:
+        """Take the build off disk into ``trash``: first its manifest, then its files."""
+        with self._lock:
+            self._manifest = None
+            self._trees.clear()
+            self._unrecorded.clear()
+            for directory, name in ((self._records, "records"), (self.directory, "files")):
+                if directory.exists():
+                    directory.replace(trash / f"{name}-{os.urandom(8).hex()}")
+                    fsync_directory(directory.parent)
+
+    # --- inside
+
+    def _load(self) -> Manifest | None:
+        path = self._records / "manifest.json"
+        try:
+            return Manifest.from_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            _log.error("%s is damaged (%s); %s counts as not staged", path, error, self.name)
+            return None
+
+    def _write(self) -> None:
+        assert self._manifest is not None
+        begun_at = time.monotonic()
+        for directory in self._unsynced:
+            fsync_directory(directory)
+        self._unsynced.clear()
+        self._manifest.files.update(self._unrecorded)
+        self._unrecorded.clear()
+        write_durably(self._records / "manifest.json", self._manifest.to_json())
+        self._recorded_at = time.monotonic()
+        self._recording_seconds = self._recorded_at - begun_at
+
+    def _may_publish(self, path: str, file: StagedFile) -> bool:
+        """Whether ``path`` is free; False if the very same is there; Conflict if something else."""
+        there = self._unrecorded.get(path) or self.find(path)
+        if there is None:
+            return True
+        if (there.size, there.crc32c, there.link) == (file.size, file.crc32c, file.link):
+            return False
+        raise Conflict(f"{self.name} already has another {path}")
+
+    def _make_parent(self, path: str, real_directories: set[Path] | None = None) -> Path:
+        """Create the directories above ``path``; refuse to go through a link or a file.
+
+        ``real_directories`` are those that were looked at already, and is added to.
+        """
+        known = real_directories if real_directories is not None else set()
+        destination = self.directory / path
+        if destination.parent not in known:
+            directory = self.directory
+            for segment in ["", *path.split("/")[:-1]]:
+                directory = directory / segment
+                if directory in known:
+                    continue
+                if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+                    raise Conflict(f"{self.name} has something else where {path} needs a directory")
+                if not directory.exists():
+                    directory.mkdir(parents=not segment)
+                    self._unsynced.add(directory.parent)
+                known.add(directory)
+        if destination.is_dir() and not destination.is_symlink():
+            raise Conflict(f"{self.name} has a directory where {path} is to go")
+        return destination
+
+    def _loaded_trees(self) -> Iterator[dict[str, StagedFile]]:
+        self.check_trees()
+        assert self._manifest is not None
+        for record in self._manifest.items.values():
+            for name in record.trees:
+                yield self._load_tree(name)
+
+    def _load_tree(self, name: str) -> dict[str, StagedFile]:
+        if name not in self._trees:
+            self._trees[name] = tree_from_json((self._records / name).read_bytes())
+        return self._trees[name]
+
+    def check_trees(self) -> None:
+        """After a crash of the machine, drop items whose trees did not survive it whole."""
+        if self._manifest is None:
+            return
+        doubtful = [
+            (item, record)
+            for item, record in self._manifest.items.items()
+            if record.trees and record.boot_id != self._boot_id
+        ]
+        for item, record in doubtful:
+            if all(self._tree_survived(name) for name in record.trees):
+                self._manifest.items[item] = replace(record, boot_id=self._boot_id)
+            else:
+                _log.warning("%s of %s did not survive; it is staged anew", item.name, self.name)
+                self._manifest.items[item] = ItemRecord(ItemState.ASKED)
+        if doubtful:
+            self._write()
+
+    def _tree_survived(self, name: str) -> bool:
+        try:
+            tree = self._load_tree(name)
+            return all(self._file_survived(path, file) for path, file in tree.items())
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def _file_survived(self, path: str, file: StagedFile) -> bool:
+        if file.link is not None:
+            return os.readlink(self.directory / path) == file.link
+        crc32c, size = 0, 0
+        with (self.directory / path).open("rb") as opened:
+            while block := opened.read(_BLOCK_BYTES):
+                crc32c, size = google_crc32c.extend(crc32c, block), size + len(block)
+        return (size, crc32c) == (file.size, file.crc32c)

@@ -1,0 +1,95 @@
+"""Writing so that nothing is lost: aside, fsync, rename, fsync of the directory; and who may."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import psutil
+
+from artifacts.errors import DevserverError
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: after a crash it holds either the old bytes or the new."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_into_place(source: Path, destination: Path) -> None:
+    """Give ``source`` a second name, replacing what is there; a copy where links cannot be made."""
+    aside = destination.with_name(f".{uuid.uuid4().hex}")
+    try:
+        try:
+            os.link(source, aside)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            shutil.copyfile(source, aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+        aside.replace(destination)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def boot_id() -> str:
+    """Return what changes whenever this machine starts anew."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{psutil.boot_time():.0f}"
+
+
+class DirectoryLock:
+    """The right to change a directory, held by one process at a time until it ends."""
+
+    def __init__(self, directory: Path, lock_path: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            DevserverError: another process has it, or the directory cannot be written.
+        """
+        try:
+            lock_path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = lock_path.open("a+", encoding="ascii")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DevserverError(f"cannot write to {directory}: {reason}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            owner = self._file.read(20).strip() or "unknown"
+            self._file.close()
+            raise DevserverError(
+                f"another devserver (process {owner}) works in {directory}: "
+                "stop it, or give this one directories of its own"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
