@@ -1,0 +1,60 @@
+"""The options of ``serve``, made from the configuration's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from artifacts.config import ENVIRONMENT_PREFIX, Config
+
+# "--static_dir" is "--static-dir".
+CONTEXT_SETTINGS = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+}
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each field of Config, and ``--config``; what is not given comes as None."""
+    for key, field in reversed(Config.model_fields.items()):
+        command = click.option(
+            f"--{key.replace('_', '-')}",
+            key,
+            multiple=key == "allow_archive",
+            default=None,
+            metavar=_metavar(key),
+            help=_help(key, field.description or "", field.get_default()),
+        )(command)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
+        help="TOML file with any of these options as keys",
+    )(command)
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {key: value for key, value in options.items() if value not in (None, ())}
+
+
+def _metavar(key: str) -> str:
+    if key.endswith("timeout"):
+        return "SECONDS"
+    if key.endswith("_dir"):
+        return "DIR"
+    if key.endswith("file"):
+        return "FILE"
+    return {"allow_archive": "PREFIX", "archive_root": "URL", "max_unpacked": "SIZE"}.get(
+        key, key.rpartition("_")[2].upper()
+    )
+
+
+def _help(key: str, description: str, default: object) -> str:
+    if default in (None, "") or repr(default) == "PydanticUndefined" or key == "max_unpacked":
+        return description
+    shown = ", ".join(default) if isinstance(default, tuple) else default
+    return f"{description}  [default: {shown}]"

@@ -1,0 +1,187 @@
+"""Configuration: flags over environment over a TOML file over defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from artifacts.archive_url import AllowList, ArchiveUrl
+from artifacts.errors import DevserverError
+
+ENVIRONMENT_PREFIX = "DEVSERVER_"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)B?")
+
+
+class ConfigError(DevserverError):
+    """A mistake in the configuration; the message names the key and where it was set."""
+
+
+def parse_size(text: object) -> object:
+    """Turn ``500GB``, ``10GiB`` or a plain number into bytes; leave what is not text alone."""
+    if not isinstance(text, str):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"not a size like 500GB or 10GiB: {text!r}")
+    exponent = " KMGTP".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
+
+
+def _split(value: object) -> object:
+    return (
+        [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
+    )
+
+
+def _default_data_directory() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "devserver"
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "devserver"
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Config(BaseSettings):
+    """What ``devserver serve`` can be told. The descriptions are the command line's help."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("", description="address to listen on; all of them by default")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    portfile: Path | None = Field(
+        None, description="file to write the port to, once requests are answered"
+    )
+    pidfile: Path | None = Field(None, description="file to write the process id to, likewise")
+    data_dir: Path = Field(
+        default_factory=_default_data_directory, description="everything the server keeps"
+    )
+    static_dir: Path | None = Field(
+        None, description="what /static serves; static/ in the data directory by default"
+    )
+    catalog: str = Field(
+        "chromeos", description="what builds consist of: chromeos, everything or a TOML file"
+    )
+    allow_archive: Words = Field(
+        ("gs://", "s3://"), description="archive URLs that may be staged, as a prefix; repeatable"
+    )
+    archive_root: str | None = Field(
+        None, description="archive in which a build named only TARGET/BUILD is looked for"
+    )
+    connections: int = Field(
+        8, ge=1, le=256, description="parallel connections to an archive for one file"
+    )
+    max_connections: int = Field(
+        64, ge=1, le=4096, description="parallel connections to archives in all"
+    )
+    threads: int = Field(50, ge=1, le=10_000, description="threads that answer requests")
+    max_unpacked: Size = Field(
+        100 * 2**30, gt=0, description="limit of what one archive file may unpack to, as 100GiB"
+    )
+    max_members: int = Field(
+        1_000_000, gt=0, description="limit of how many members one archive file may have"
+    )
+    connect_timeout: Seconds = Field(
+        10, description="seconds in which an archive has to accept a connection"
+    )
+    stall_timeout: Seconds = Field(
+        30, description="seconds without a byte from an archive after which a read is tried again"
+    )
+    tries: int = Field(5, ge=1, le=100, description="how often a read may fail in a row")
+    wait_timeout: Seconds = Field(3600, description="seconds after which a waiting call gives up")
+    shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
+        30, description="seconds that what is under way gets when the server ends"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="how much to log: debug, info, warning or error"
+    )
+
+    @field_validator("allow_archive")
+    @classmethod
+    def _prefixes_are_urls(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            AllowList(prefixes)
+        except DevserverError as error:
+            raise ValueError(error.message) from error
+        return prefixes
+
+    @field_validator("archive_root")
+    @classmethod
+    def _root_is_url(cls, root: str | None) -> str | None:
+        try:
+            return root and str(ArchiveUrl.parse_prefix(root))
+        except DevserverError as error:
+            raise ValueError(error.message) from error
+
+    @property
+    def static_directory(self) -> Path:
+        return self.static_dir or self.data_dir / "static"
+
+    @property
+    def allow_list(self) -> AllowList:
+        """The archives that may be read; the archive root is allowed by being named."""
+        return AllowList((*self.allow_archive, *filter(None, [self.archive_root])))
+
+
+def load_config(flags: Mapping[str, Any], file: Path | None = None) -> Config:
+    """Make the configuration of what was given; ``flags`` are those that were, by key.
+
+    Raises:
+        ConfigError: a value is wrong, or a key of the file unknown.
+    """
+    from_file = _read_file(file) if file is not None else {}
+
+    class Loaded(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Loaded(**flags)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{_place(key, flags, file)}: {message}") from error
+
+
+def _place(key: str, flags: Mapping[str, Any], file: Path | None) -> str:
+    """Say where a key was set, as it was spelled there."""
+    if key in flags:
+        return f"--{key.replace('_', '-')}"
+    variable = ENVIRONMENT_PREFIX + key.upper()
+    return variable if variable in os.environ else f"{key} in {file}"
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        parsed = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file}: not TOML: {error}") from error
+    return {key.replace("-", "_"): value for key, value in parsed.items()}

@@ -1,0 +1,80 @@
+"""Autotest control files of a build, and which suites they belong to."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from artifacts.archive_url import check_relative_path
+from artifacts.build import Build
+from artifacts.errors import BadRequest, NotFound
+
+_TOP = "autotest/"
+_SUITE_MAP = "autotest/test_suites/suite_to_control_file_map"
+_MAX_CONTROL_FILE_BYTES = 4 << 20
+_ATTRIBUTES = re.compile(r"^\s*ATTRIBUTES\s*=\s*(['\"])(?P<value>.*?)\1", re.MULTILINE)
+_SUITES = re.compile(r"^\s*SUITE\s*=\s*(['\"])(?P<value>.*?)\1", re.MULTILINE)
+
+
+def read_control_file(build: Build, path: str) -> bytes:
+    """Return the bytes of a file below ``autotest/``.
+
+    Raises:
+        BadRequest: the path leaves the directory.
+        NotFound: it is not staged.
+    """
+    path = check_relative_path(path.lstrip("/"), "control_path")
+    found = build.resolve(_TOP + path)
+    if found is None:
+        raise NotFound(f"{build.name} has no control file {path!r} staged")
+    return _read(build, found[0])
+
+
+def list_control_files(build: Build, suite: str | None = None) -> list[str]:
+    """Return the control files below ``autotest/`` (of one suite), sorted, relative to it."""
+    paths = sorted(
+        path.removeprefix(_TOP)
+        for path in build.files()
+        if path.startswith(_TOP) and _is_control_name(path.rpartition("/")[2])
+    )
+    if not suite:
+        return paths
+    mapped = _read_suite_map(build)
+    if mapped is not None:
+        of_suite = {path.lstrip("/") for path in mapped.get(suite, [])}
+        return sorted(path for path in of_suite if build.find(_TOP + path) is not None)
+    return [path for path in paths if suite in _suites_of(_read(build, _TOP + path))]
+
+
+def _is_control_name(name: str) -> bool:
+    return name == "control" or name.startswith("control.")
+
+
+def _read(build: Build, path: str) -> bytes:
+    found = build.resolve(path)
+    if found is None:
+        return b""
+    with (build.directory / found[0]).open("rb") as file:
+        return file.read(_MAX_CONTROL_FILE_BYTES)
+
+
+def _read_suite_map(build: Build) -> dict[str, list[str]] | None:
+    """Parse the map, a literal dict, without running it; None if the build has none."""
+    if build.find(_SUITE_MAP) is None:
+        return None
+    try:
+        parsed = ast.literal_eval(_read(build, _SUITE_MAP).decode("utf-8"))
+        return {str(suite): [str(path) for path in paths] for suite, paths in parsed.items()}
+    except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError):
+        raise BadRequest(f"{_SUITE_MAP} of {build.name} is not a literal dict") from None
+
+
+def _suites_of(control_file: bytes) -> set[str]:
+    text = control_file.decode("utf-8", "replace")
+    suites: set[str] = set()
+    for match in _ATTRIBUTES.finditer(text):
+        names = (name.strip() for name in match["value"].split(","))
+        suites.update(name.removeprefix("suite:") for name in names if name.startswith("suite:"))
+    for match in _SUITES.finditer(text):
+        suites.update(name.strip() for name in match["value"].split(","))
+    return suites

@@ -1,0 +1,114 @@
+"""Plans: which files of the archive make up what was asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from artifacts.archive_url import BuildName, check_relative_path
+from artifacts.catalog import Artifact, Catalog, PlannedFile
+from artifacts.errors import ArtifactNotFound, BadRequest
+from artifacts.manifest import Item
+from artifacts.patterns import matches
+from artifacts.sources.source import ArchiveFile
+
+_log = logging.getLogger(__name__)
+
+# How much larger than packed a file is taken to be; checked again by the disk while unpacking.
+_UNPACKED_RATIO = {".tar": 1, ".gz": 3, ".tgz": 3, ".bz2": 4, ".xz": 5}
+
+
+@dataclass(frozen=True)
+class PlannedItem:
+    """What has to be done for one item."""
+
+    files: tuple[PlannedFile, ...]
+    artifact: Artifact | None = None
+
+    @property
+    def is_unpacked(self) -> bool:
+        return self.artifact is not None and self.artifact.unpack
+
+    def needed_bytes(self, listing: Mapping[str, ArchiveFile]) -> int:
+        """Estimate what this will take on disk; files of unknown size count as nothing."""
+        total = 0
+        for file in self.files:
+            size = listing[file.archive_name].size or 0
+            total += size
+            if self.is_unpacked:
+                suffix = "." + file.archive_name.rpartition(".")[2]
+                total += size * _UNPACKED_RATIO.get(suffix, 4)
+        return total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be staged, and which of the items the build does not have, nor has to."""
+
+    items: Mapping[Item, PlannedItem]
+    absent: tuple[Item, ...]
+
+
+def usable_files(files: Iterable[ArchiveFile]) -> dict[str, ArchiveFile]:
+    """Return the files of a listing by name, without those whose names cannot be published."""
+    usable = {}
+    for file in files:
+        try:
+            check_relative_path(file.name, "file name")
+        except BadRequest as error:
+            _log.warning("a file of the archive is passed over: %s", error.message)
+            continue
+        if any(segment.startswith(".") for segment in file.name.split("/")):
+            _log.warning("a file of the archive is passed over, as dot names are: %s", file.name)
+            continue
+        usable[file.name] = file
+    return usable
+
+
+def make_plan(
+    wanted: Mapping[Item, bool],
+    listing: Mapping[str, ArchiveFile],
+    catalog: Catalog,
+    build: BuildName,
+) -> Plan:
+    """Plan the items of ``wanted``; its values say whether the build may lack the item.
+
+    Raises:
+        ArtifactNotFound: the build lacks what it may not; names all of it.
+        BadRequest: an item is not in the catalog.
+        ArchiveError: it is not clear which file is meant.
+    """
+    planned: dict[Item, PlannedItem] = {}
+    absent, missing = [], []
+    for item, may_be_absent in wanted.items():
+        found = _plan_item(item, listing, catalog, build)
+        if found.files:
+            planned[item] = found
+        elif may_be_absent and not (found.artifact and found.artifact.required):
+            absent.append(item)
+        else:
+            missing.append(_in_words(item, found.artifact))
+    if missing:
+        raise ArtifactNotFound(f"{build} does not have {', '.join(missing)}")
+    return Plan(planned, tuple(absent))
+
+
+def _plan_item(
+    item: Item, listing: Mapping[str, ArchiveFile], catalog: Catalog, build: BuildName
+) -> PlannedItem:
+    if item.is_artifact:
+        catalog.check_known([item.name])
+        artifact = catalog.artifacts[item.name]
+        return PlannedItem(tuple(artifact.plan(listing, build)), artifact)
+    if item.name in listing:
+        names = [item.name]
+    else:
+        names = [name for name in listing if matches(item.name, name)]
+    return PlannedItem(tuple(PlannedFile(name, name) for name in names))
+
+
+def _in_words(item: Item, artifact: Artifact | None) -> str:
+    if artifact is None:
+        return f"a file {item.name}"
+    return f"{item.name} ({' or '.join(artifact.files)})"

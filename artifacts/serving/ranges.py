@@ -1,0 +1,91 @@
+"""Byte ranges and conditions of requests (RFC 9110, sections 13 and 14)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+# More than this in one request nobody needs; the whole file is the allowed answer then.
+_MAX_RANGES = 32
+_RANGES = re.compile(r"bytes\s*=\s*(.+)", re.IGNORECASE)
+_RANGE = re.compile(r"\s*(\d*)\s*-\s*(\d*)\s*")
+
+
+def parse_ranges(header: str | None, size: int) -> list[tuple[int, int]] | None:
+    """Return the (start, stop) pairs that a Range header asks for of a file of ``size`` bytes.
+
+    None: the header is to be passed over (there is none, it is malformed or excessive). An empty
+    list: none of it can be satisfied. Ranges that overlap or touch are joined.
+    """
+    match = _RANGES.fullmatch((header or "").strip())
+    if not match:
+        return None
+    parts = match[1].split(",")
+    if len(parts) > _MAX_RANGES:
+        return None
+    ranges = []
+    for part in parts:
+        bounds = _RANGE.fullmatch(part)
+        if not bounds or not (bounds[1] or bounds[2]):
+            return None
+        if not bounds[1]:
+            start, stop = max(0, size - int(bounds[2])), size
+        else:
+            start, stop = int(bounds[1]), min(size, int(bounds[2]) + 1 if bounds[2] else size)
+            if bounds[2] and int(bounds[2]) < start:
+                return None
+        if start < stop:
+            ranges.append((start, stop))
+    return _joined(ranges)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        overlapping = [r for r in joined if r[0] <= stop and start <= r[1]]
+        for other in overlapping:
+            joined.remove(other)
+            start, stop = min(start, other[0]), max(stop, other[1])
+        joined.append((start, stop))
+    return joined
+
+
+def is_unchanged(headers: Mapping[str, str], etag: str | None, modified_at: float) -> bool:
+    """Whether the client has the file already (If-None-Match, else If-Modified-Since)."""
+    if (if_none_match := headers.get("If-None-Match")) is not None:
+        return if_none_match.strip() == "*" or (
+            etag is not None and etag in _etags(if_none_match, weakly=True)
+        )
+    since = _date(headers.get("If-Modified-Since"))
+    return since is not None and int(modified_at) <= since
+
+
+def precondition_fails(headers: Mapping[str, str], etag: str | None, modified_at: float) -> bool:
+    """Whether the client wants the file only as it was (If-Match, else If-Unmodified-Since)."""
+    if (if_match := headers.get("If-Match")) is not None:
+        return if_match.strip() != "*" and etag not in _etags(if_match, weakly=False)
+    since = _date(headers.get("If-Unmodified-Since"))
+    return since is not None and int(modified_at) > since
+
+
+def may_answer_range(headers: Mapping[str, str], etag: str | None, modified_at: float) -> bool:
+    """Whether a range is of the file that the client has the rest of (If-Range)."""
+    if_range = headers.get("If-Range")
+    if if_range is None:
+        return True
+    if if_range.strip().startswith('"'):
+        return etag is not None and if_range.strip() == etag
+    return _date(if_range) == int(modified_at)
+
+
+def _etags(header: str, *, weakly: bool) -> set[str]:
+    tags = re.findall(r'(W/)?("[^"]*")', header)
+    return {tag for weak, tag in tags if weakly or not weak}
+
+
+def _date(header: str | None) -> int | None:
+    try:
+        return int(parsedate_to_datetime(header).timestamp()) if header else None
+    except (ValueError, TypeError, OverflowError):
+        return None

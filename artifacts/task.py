@@ -1,0 +1,248 @@
+"""Task: one item of a build on its way from fetches to published and recorded files."""
+
+from __future__ import annotations
+
+import enum
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.build import Build
+from artifacts.errors import ArchiveError, DevserverError
+from artifacts.extract import UnpackLimits, unpack
+from artifacts.fetch import Fetch, FetchRestarted
+from artifacts.manifest import Item, StagedFile
+from artifacts.plan import PlannedItem
+from artifacts.shared_fetches import SharedFetches
+from artifacts.sources.source import ArchiveFile
+from artifacts.staging import Staging
+
+
+class TaskState(enum.StrEnum):
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    UNPACKING = "unpacking"
+    STAGED = "staged"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How an item is wanted: urgently, or after others; and whether the build may lack it."""
+
+    is_urgent: bool = True
+    may_be_absent: bool = False
+
+
+class Task:
+    """One item being staged; ``future`` tells its end."""
+
+    def __init__(self, item: Item, wish: Wish, gate: Future[None] | None) -> None:
+        """``gate``: what has to succeed before this begins; None to begin at once."""
+        self.item = item
+        self.wish = wish
+        self.gate = gate
+        self.future: Future[None] = Future()
+        self.state = TaskState.WAITING
+        self.error: DevserverError | None = None
+        self.is_begun = False
+        self.planned: PlannedItem | None = None
+        self.sizes: dict[str, int | None] = {}
+        self._lock = threading.Lock()  # guards the fetches
+        self._fetches: list[Fetch] = []
+        self._bytes_there = 0
+
+    # --- what it is doing
+
+    @property
+    def bytes_done(self) -> int:
+        with self._lock:
+            return self._bytes_there + sum(fetch.bytes_done for fetch in self._fetches)
+
+    @property
+    def bytes_total(self) -> int | None:
+        """What there is to fetch, as far as it is known by now; None if nothing is."""
+        with self._lock:
+            self.sizes.update((fetch.name, fetch.bytes_total) for fetch in self._fetches)
+            known = [size for size in self.sizes.values() if size is not None]
+        return sum(known) if known else None
+
+    @property
+    def bytes_per_second(self) -> float:
+        with self._lock:
+            if self.state is not TaskState.FETCHING or not self._fetches:
+                return 0.0
+            seconds = max(fetch.seconds_under_way for fetch in self._fetches)
+            done = sum(fetch.bytes_done for fetch in self._fetches)
+        return done / seconds if seconds > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "state": self.state.value,
+            "bytes_done": self.bytes_done,
+            "bytes_total": self.bytes_total,
+            "bytes_per_second": round(self.bytes_per_second),
+        }
+
+    # --- doing it
+
+    def run(
+        self,
+        build: Build,
+        staging: Staging,
+        fetches: SharedFetches,
+        listing: dict[str, ArchiveFile],
+        limits: UnpackLimits,
+    ) -> None:
+        """Stage the item; blocks until it is recorded.
+
+        Raises:
+            DevserverError: it failed; nothing of it is recorded as staged.
+            OSError: the disk refused.
+        """
+        assert self.planned is not None
+        self.state = TaskState.FETCHING
+        try:
+            paths: list[str] = []
+            trees: list[dict[str, StagedFile]] = []
+            if self.planned.is_unpacked:
+                trees = self._stage_trees(build, staging, fetches, listing, limits)
+            else:
+                paths = self._stage_files(build, fetches, listing)
+            if self.planned.artifact is not None:
+                for path, target in self.planned.artifact.links_of(build.name).items():
+                    build.publish_link(path, target)
+                    paths.append(path)
+            build.record_staged(self.item, paths, trees)
+        finally:
+            for fetch in list(self._fetches):
+                self._let_go(fetches, fetch)
+
+    def _acquire(self, fetches: SharedFetches, file: ArchiveFile) -> Fetch:
+        fetch = fetches.acquire(file, urgent=self.wish.is_urgent)
+        with self._lock:
+            self._fetches.append(fetch)
+        return fetch
+
+    def _let_go(self, fetches: SharedFetches, fetch: Fetch) -> None:
+        with self._lock:
+            self._fetches.remove(fetch)
+            self._bytes_there += fetch.bytes_done
+            self.sizes[fetch.name] = fetch.bytes_total
+        fetches.release(fetch)
+
+    def _stage_files(
+        self, build: Build, fetches: SharedFetches, listing: dict[str, ArchiveFile]
+    ) -> list[str]:
+        assert self.planned is not None
+        ended: queue.SimpleQueue[Fetch] = queue.SimpleQueue()
+        paths: dict[str, str] = {}
+        under_way: dict[str, str] = {}
+        for planned in self.planned.files:
+            file = listing[planned.archive_name]
+            there = build.file_from(file.name)
+            if there and file.size in {None, there[1].size}:
+                if there[0] != planned.path:
+                    build.publish_file(build.directory / there[0], planned.path, there[1])
+                with self._lock:
+                    self._bytes_there += there[1].size
+            else:
+                under_way[file.name] = planned.path
+            paths[file.name] = planned.path
+        for name in under_way:
+            self._acquire(fetches, listing[name]).when_ended(ended.put)
+        for _ in under_way:
+            fetch = ended.get()
+            fetched = fetch.wait()
+            staged = StagedFile(fetched.size, fetched.crc32c, archive_name=fetch.name)
+            build.publish_file(fetched.path, under_way[fetch.name], staged)
+            self._let_go(fetches, fetch)
+        return list(paths.values())
+
+    def _stage_trees(
+        self,
+        build: Build,
+        staging: Staging,
+        fetches: SharedFetches,
+        listing: dict[str, ArchiveFile],
+        limits: UnpackLimits,
+    ) -> list[dict[str, StagedFile]]:
+        assert self.planned is not None
+        acquired = [self._acquire(fetches, listing[p.archive_name]) for p in self.planned.files]
+        return [self._stage_tree(fetch, build, staging, limits) for fetch in acquired]
+
+    def _stage_tree(
+        self, fetch: Fetch, build: Build, staging: Staging, limits: UnpackLimits
+    ) -> dict[str, StagedFile]:
+        assert self.planned is not None and self.planned.artifact is not None
+        artifact = self.planned.artifact
+        while True:
+            directory = staging.new_directory()
+            try:
+                top = artifact.tree_path(build.name)
+                (directory / top).mkdir(parents=True, exist_ok=True)
+                members = self._unpack(fetch, directory / top, limits)
+                if members is None:
+                    continue
+                tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
+                build.publish_tree(directory, tree)
+                return tree
+            finally:
+                staging.throw_away(directory)
+
+    def _unpack(
+        self, fetch: Fetch, directory: Path, limits: UnpackLimits
+    ) -> dict[str, StagedFile] | None:
+        """Unpack while the file arrives; None when it started over, and so must this."""
+        assert self.planned is not None and self.planned.artifact is not None
+        wanted = self.planned.artifact.wants_member
+        try:
+            with fetch.open_reader() as reader:
+                try:
+                    members = unpack(reader, directory, wanted=wanted, limits=limits)
+                except ArchiveError:
+                    # Whose fault is it? Wrong bytes are fetched again; right ones are no archive.
+                    fetch.wait()
+                    if reader.is_cut:
+                        return None
+                    raise
+            self.state = TaskState.UNPACKING
+            fetch.wait()
+        except FetchRestarted:
+            return None
+        if reader.is_cut:
+            return None
+        return {m.path: StagedFile(m.size, m.crc32c, m.link) for m in members}
+
+
+def first_failure(futures: Sequence[Future[None]]) -> Future[None]:
+    """Return a future that succeeds when all do, and fails as soon as one does."""
+    joint: Future[None] = Future()
+    lock = threading.Lock()  # guards the count
+    left = len(futures)
+
+    def note(future: Future[None]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if joint.done() or (future.exception() is None and left > 0):
+                return
+            resolve(joint, future.exception())
+
+    for future in futures:
+        future.add_done_callback(note)
+    if not futures:
+        resolve(joint, None)
+    return joint
+
+
+def resolve(future: Future[None], error: BaseException | None) -> None:
+    """End a future; tell an error to each waiter as its own, so that tracebacks do not pile up."""
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error.again() if isinstance(error, DevserverError) else error)

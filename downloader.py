@@ -1,0 +1,600 @@
+"""Downloader: one build being staged; and the cache of downloaders with its lock dictionary.
+
+A Downloader lives from the first request that finds something to do until nothing is under way
+any more. All that anyone asks of the build meanwhile goes through it, so that each byte is read
+once from the archive. What is finished stands in the build's manifest, and is answered from there.
+
+Asking never blocks on an archive: it returns futures. Listing, fetching and unpacking happen on
+threads of the downloader, whatever becomes of those who asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from artifacts.archive_url import ArchiveUrl, BuildName
+from artifacts.build import Build
+from artifacts.catalog import Catalog
+from artifacts.checksums import Checksums, parse_sha256_lines
+from artifacts.errors import (
+    ArchiveError,
+    BuildNotFound,
+    Busy,
+    Conflict,
+    DevserverError,
+    storage_error,
+)
+from artifacts.extract import UnpackLimits
+from artifacts.fetch import Fetch, FetchLimits
+from artifacts.lock_dictionary import LockDictionary
+from artifacts.manifest import Failure, Item, ItemState
+from artifacts.patterns import is_glob
+from artifacts.plan import Plan, make_plan, usable_files
+from artifacts.recent_failures import RecentFailures
+from artifacts.retries import retrying
+from artifacts.shared_fetches import SharedFetches
+from artifacts.sources.registry import Sources
+from artifacts.sources.source import ArchiveFile
+from artifacts.space import Reservation
+from artifacts.staging import Staging
+from artifacts.task import Task, TaskState, Wish, first_failure, resolve
+from artifacts.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+# Files up to here are asked for without asking for their size before.
+_SMALL_BYTES = 4 << 20
+_MAX_CHECKSUM_FILE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What all downloaders of a server share.
+
+    Attributes:
+        connections: threads that read from archives; their limit is that of parallel connections.
+        threads: those that plan, unpack and publish.
+    """
+
+    staging: Staging
+    sources: Sources
+    catalog: Catalog
+    connections: Workers
+    threads: Workers
+    fetch_limits: FetchLimits
+    unpack_limits: UnpackLimits
+
+
+class Downloader:
+    """One build being staged: its tasks, and the fetches they share.
+
+    ``settled`` ends when nothing is under way any more, with the failure if something failed.
+    """
+
+    def __init__(
+        self,
+        archive_url: ArchiveUrl,
+        build: Build,
+        equipment: Equipment,
+        failures: RecentFailures,
+        on_idle: Callable[[Downloader], bool],
+    ) -> None:
+        """``on_idle`` is called, without any lock held, when nothing seems to be under way.
+
+        It says whether it has let go of this downloader, after another look.
+        """
+        self.archive_url = archive_url
+        self.build = build
+        self.settled: Future[None] = Future()
+        self._equipment = equipment
+        self._source = equipment.sources.source_of(archive_url)
+        self._failures = failures
+        self._on_idle = on_idle
+        self._fetches = SharedFetches(self._make_fetch)
+        self._stopped = threading.Event()
+        # Guards the tasks and the count; never held while waiting for anything.
+        self._lock = threading.RLock()
+        self._tasks: dict[Item, Task] = {}
+        self._unfinished = 0
+        self._listing: dict[str, ArchiveFile] = {}
+
+    # --- asking
+
+    def ask(self, wishes: Mapping[Item, Wish]) -> dict[Item, Future[None]]:
+        """Return a future for each item, joining what is under way and starting what is not.
+
+        Items that are not urgent begin once the urgent ones of the same call have succeeded.
+        """
+        futures: dict[Item, Future[None]] = {}
+        fresh: list[Task] = []
+        promoted: list[Task] = []
+        gate: Future[None] = Future()
+        with self._lock:
+            for item, wish in wishes.items():
+                task = self._tasks.get(item)
+                if task is None or (task.error is not None and task.future.done()):
+                    if is_settled(self.build, item, wish):
+                        futures[item] = Future()
+                        resolve(futures[item], None)
+                        continue
+                    task = Task(item, wish, None if wish.is_urgent else gate)
+                    self._tasks[item] = task
+                    self._unfinished += 1
+                    fresh.append(task)
+                elif wish.is_urgent and task.gate is not None:
+                    task.gate = None
+                    if task.planned is not None:
+                        promoted.append(task)
+                futures[item] = task.future
+        self._failures.forget(self.archive_url, wishes)
+        for task in promoted:
+            self._begin(task)
+        if fresh:
+            try:
+                self._equipment.threads.submit(lambda: self._plan(fresh))
+            except Busy as error:
+                for task in fresh:
+                    self._finish(task, error)
+        urgent = [futures[item] for item, wish in wishes.items() if wish.is_urgent]
+        first_failure(urgent).add_done_callback(lambda done: resolve(gate, done.exception()))
+        return futures
+
+    @property
+    def has_failed(self) -> bool:
+        with self._lock:
+            return any(task.error for task in self._tasks.values())
+
+    @property
+    def is_busy(self) -> bool:
+        with self._lock:
+            return self._unfinished > 0
+
+    def progress(self) -> dict[Item, dict[str, Any]]:
+        """Return the state of what is under way, or was a moment ago, by item."""
+        with self._lock:
+            tasks = list(self._tasks.values())
+        return {task.item: task.to_json() for task in tasks}
+
+    def cancel(self) -> None:
+        """Fail what is under way with Busy; it stays asked for."""
+        self._stopped.set()
+        self._fetches.cancel_all()
+
+    def _overall_failure(self) -> DevserverError | None:
+        with self._lock:
+            failed = [task.error for task in self._tasks.values() if task.error]
+        if failed:
+            return failed[0]
+        asked = self.build.asked
+        return asked.failure.error() if asked and asked.failure else None
+
+    # --- on the downloader's threads
+
+    def _plan(self, tasks: list[Task]) -> None:
+        """List the archive, decide what to fetch, and begin."""
+        reservation: Reservation | None = None
+        try:
+            listing = self._list()
+            plan = make_plan(
+                {task.item: task.wish.may_be_absent for task in tasks},
+                listing,
+                self._equipment.catalog,
+                self.build.name,
+            )
+            listing = self._described(plan, listing)
+            reservation = self._reserve(plan, listing, tasks)
+            states = {item: ItemState.ASKED for item in plan.items}
+            states.update(dict.fromkeys(plan.absent, ItemState.ABSENT))
+            self.build.begin(self.archive_url, states)
+        except Exception as error:
+            if reservation is not None:
+                reservation.release()
+            failure = self._as_failure(error, "planning")
+            if not isinstance(failure, Busy):
+                items = [task.item for task in tasks]
+                self._failures.remember(self.archive_url, items, Failure.of(failure))
+            for task in tasks:
+                self._finish(task, failure, is_recorded=True)
+            return
+        first_or_last = first_failure([task.future for task in tasks])
+        first_or_last.add_done_callback(lambda _: reservation.release())
+        with self._lock:
+            self._listing.update(listing)
+            for task in tasks:
+                task.planned = plan.items.get(task.item)
+        for task in tasks:
+            if task.planned is None:
+                self._finish(task)
+            elif task.gate is not None:
+                self._begin_after_gate(task, task.gate)
+            else:
+                self._begin(task)
+
+    def _begin_after_gate(self, task: Task, gate: Future[None]) -> None:
+        def opened(gate: Future[None]) -> None:
+            error = gate.exception()
+            if error is None:
+                self._begin(task)
+            elif isinstance(error, DevserverError) and self._is_first(task):
+                self._finish(task, error, is_recorded=True)
+
+        gate.add_done_callback(opened)
+
+    def _is_first(self, task: Task) -> bool:
+        """Whether nobody has begun the task before."""
+        with self._lock:
+            was_begun, task.is_begun = task.is_begun, True
+            return not was_begun
+
+    def _begin(self, task: Task) -> None:
+        if not self._is_first(task):
+            return
+        try:
+            self._equipment.threads.submit(lambda: self._run(task), urgent=task.gate is None)
+        except Busy as error:
+            self._finish(task, error)
+
+    def _run(self, task: Task) -> None:
+        try:
+            task.run(
+                self.build,
+                self._equipment.staging,
+                self._fetches,
+                self._listing,
+                self._equipment.unpack_limits,
+            )
+        except Exception as error:
+            self._finish(task, self._as_failure(error, f"staging {task.item.name}"))
+        else:
+            self._finish(task)
+
+    def _finish(
+        self, task: Task, error: DevserverError | None = None, *, is_recorded: bool = False
+    ) -> None:
+        task.error = error
+        task.state = TaskState.STAGED if error is None else TaskState.FAILED
+        if error is not None and not is_recorded and not isinstance(error, Busy):
+            _log.warning("%s of %s: %s", task.item.name, self.archive_url, error.message)
+            self._record_failure(task.item, Failure.of(error))
+        with self._lock:
+            self._unfinished -= 1
+            is_idle = self._unfinished == 0
+        # Before the future: who hears of the end may count on the downloader's being gone.
+        is_released = is_idle and self._on_idle(self)
+        resolve(task.future, error)
+        if is_released:
+            resolve(self.settled, self._overall_failure())
+
+    def _record_failure(self, item: Item, failure: Failure) -> None:
+        try:
+            self.build.record_failed(item, failure)
+        except OSError:
+            # On a full disk: what cannot be kept with the build is kept in memory.
+            _log.exception("recording the failure of %s", self.build.name)
+            self._failures.remember(self.archive_url, [item], failure)
+
+    def _as_failure(self, error: Exception, doing: str) -> DevserverError:
+        if isinstance(error, DevserverError):
+            return error
+        if isinstance(error, OSError):
+            return storage_error(error, str(self.build.name))
+        _log.error("%s of %s failed", doing, self.archive_url, exc_info=error)
+        return DevserverError(f"{doing} failed: {type(error).__name__}; the server's log says more")
+
+    # --- what the archive has
+
+    def _list(self) -> dict[str, ArchiveFile]:
+        retries = self._equipment.fetch_limits.retries
+        return usable_files(
+            retrying(lambda: self._source.list(self.archive_url), retries, self._stopped)
+        )
+
+    def _described(self, plan: Plan, listing: Mapping[str, ArchiveFile]) -> dict[str, ArchiveFile]:
+        """Return the plan's files with sizes and checksums, asking for what the listing lacks."""
+        names = {file.archive_name for item in plan.items.values() for file in item.files}
+        files = {name: listing[name] for name in names}
+        unknown = [
+            file
+            for file in files.values()
+            if not file.size_is_exact and (file.size is None or file.size > _SMALL_BYTES)
+        ]
+        files.update(
+            (file.name, file) for file in self._equipment.connections.map(self._stat, unknown)
+        )
+        unchecked = [name for name, file in files.items() if not file.checksums]
+        for name, sha256 in self._sha256_beside(unchecked, listing).items():
+            files[name] = replace(files[name], checksums=Checksums(sha256=sha256))
+        return files
+
+    def _stat(self, file: ArchiveFile) -> ArchiveFile:
+        """Describe a file; where the archive cannot, let the fetch find out."""
+        try:
+            retries = self._equipment.fetch_limits.retries
+            return retrying(
+                lambda: self._source.stat(self.archive_url, file.name), retries, self._stopped
+            )
+        except ArchiveError as error:
+            _log.info("%s of %s: %s", file.name, self.archive_url, error.message)
+            return file
+
+    def _sha256_beside(
+        self, names: list[str], listing: Mapping[str, ArchiveFile]
+    ) -> dict[str, bytes]:
+        """Read ``SHA256SUMS``, and ``NAME.sha256`` for what it does not have."""
+        digests: dict[str, bytes] = {}
+        if names and "SHA256SUMS" in listing:
+            digests.update(parse_sha256_lines(self._read_small(listing["SHA256SUMS"])))
+        for name in names:
+            beside = listing.get(f"{name}.sha256")
+            if name not in digests and beside is not None:
+                said = parse_sha256_lines(self._read_small(beside))
+                digest = said.get("") or said.get(name.rpartition("/")[2]) or said.get(name)
+                if digest:
+                    digests[name] = digest
+        return {name: digests[name] for name in names if name in digests}
+
+    def _read_small(self, file: ArchiveFile) -> str:
+        def read() -> bytes:
+            blocks, total = [], 0
+            with self._source.open(self.archive_url, file) as opened:
+                while block := opened.read(1 << 20):
+                    blocks.append(block)
+                    total += len(block)
+                    if total > _MAX_CHECKSUM_FILE_BYTES:
+                        raise ArchiveError(f"{file.name} is too large for a list of checksums")
+            return b"".join(blocks)
+
+        data = retrying(read, self._equipment.fetch_limits.retries, self._stopped)
+        return data.decode("utf-8", "replace")
+
+    def _reserve(
+        self, plan: Plan, listing: Mapping[str, ArchiveFile], tasks: list[Task]
+    ) -> Reservation:
+        for task in tasks:
+            if planned := plan.items.get(task.item):
+                task.sizes = {f.archive_name: listing[f.archive_name].size for f in planned.files}
+        needed = sum(planned.needed_bytes(listing) for planned in plan.items.values())
+        return self._equipment.staging.space.reserve(
+            needed, str(self.build.name), lambda: sum(task.bytes_done for task in tasks)
+        )
+
+    def _make_fetch(self, file: ArchiveFile) -> Fetch:
+        return Fetch(
+            self._source,
+            self.archive_url,
+            file,
+            self._equipment.staging.temporary_directory,
+            self._equipment.connections,
+            self._equipment.fetch_limits,
+        )
+
+
+def is_settled(build: Build, item: Item, wish: Wish) -> bool:
+    """Whether nothing is left to do for an item, by the build's manifest."""
+    record = build.state_of(item)
+    if record is None:
+        return False
+    if record.state is ItemState.STAGED:
+        return True
+    return record.state is ItemState.ABSENT and wish.may_be_absent
+
+
+class DownloaderCache:
+    """The downloaders of builds that are being staged, by canonical archive URL.
+
+    Work on one URL is serialized by a lock of its own. Neither locks nor downloaders outlive their
+    use: both dictionaries are empty when nothing is under way.
+    """
+
+    def __init__(self, equipment: Equipment) -> None:
+        self._equipment = equipment
+        self._staging = equipment.staging
+        self._failures = RecentFailures()
+        self._locks: LockDictionary[ArchiveUrl] = LockDictionary()
+        # Guards the dictionary; taken after a URL's lock, and notified when a downloader leaves.
+        self._changed = threading.Condition()
+        self._downloaders: dict[ArchiveUrl, Downloader] = {}
+        self._is_closed = False
+
+    # --- asking
+
+    def download(self, archive_url: ArchiveUrl) -> Future[None]:
+        """Stage what the catalog wants of every build; the future is the foreground's.
+
+        Raises:
+            Conflict: the build was staged from another archive.
+            Busy: the server is shutting down.
+        """
+        catalog = self._equipment.catalog
+        wishes = {
+            **{Item.artifact(n): Wish(True, True) for n in catalog.staged_when("foreground")},
+            **{Item.artifact(n): Wish(False, True) for n in catalog.staged_when("background")},
+        }
+        futures = self._ask(archive_url, wishes)
+        return first_failure([futures[item] for item, wish in wishes.items() if wish.is_urgent])
+
+    def stage(
+        self, archive_url: ArchiveUrl, items: Iterable[Item], *, drop_first: bool = False
+    ) -> Future[None]:
+        """Stage just these items; as ``download``. ``drop_first`` takes the build away before.
+
+        Raises:
+            BadRequest: an artifact is not in the catalog.
+        """
+        items = list(items)
+        self._equipment.catalog.check_known(item.name for item in items if item.is_artifact)
+        wishes = {item: Wish() for item in items}
+        return first_failure(list(self._ask(archive_url, wishes, drop_first=drop_first).values()))
+
+    def wait_for_status(self, archive_url: ArchiveUrl) -> Future[None]:
+        """Return what ends when nothing of the build is under way, with a failure if there is one.
+
+        What was cut off by the end of an earlier server is taken up.
+
+        Raises:
+            BuildNotFound: it is neither staged nor being staged.
+        """
+        build = self._staging.build(archive_url.name)
+        self._staging.check_archive(build, archive_url)
+        with self._locks.holding(archive_url):
+            downloader = self._find(archive_url)
+            if downloader is not None:
+                return downloader.settled
+            build.check_trees()
+            asked = build.asked
+            failures = list(self._failures.of(archive_url).values())
+            if asked is not None and asked.failure:
+                failures.append(asked.failure)
+            if failures:
+                raise failures[0].error()
+            if asked is None or not asked.items:
+                raise BuildNotFound(f"{archive_url} is neither staged nor being staged")
+            if asked.missing:
+                downloader = self._open(archive_url)
+                downloader.ask({item: self._wish_again(item) for item in asked.missing})
+                return downloader.settled
+        done: Future[None] = Future()
+        resolve(done, None)
+        return done
+
+    def is_staged(self, archive_url: ArchiveUrl, items: Iterable[Item]) -> bool:
+        """Whether all of the items are staged; changes nothing.
+
+        Raises:
+            DevserverError: what one of them failed with.
+        """
+        items = list(items)
+        self._equipment.catalog.check_known(item.name for item in items if item.is_artifact)
+        build = self._staging.build(archive_url.name)
+        self._staging.check_archive(build, archive_url)
+        failures = self._failures.of(archive_url)
+        answer = True
+        for item in items:
+            if failure := failures.get(item):
+                raise failure.error()
+            record = build.state_of(item)
+            if record is not None and record.failure:
+                raise record.failure.error()
+            answer = answer and (
+                (record is not None and record.state is ItemState.STAGED)
+                or (not item.is_artifact and _is_there(build, item.name))
+            )
+        return answer
+
+    def drop(self, name: BuildName) -> None:
+        """Take a build off the disk; as ``Staging.drop``."""
+        self._staging.drop(name)
+
+    # --- looking
+
+    def live_downloader(self, name: BuildName) -> Downloader | None:
+        with self._changed:
+            live = list(self._downloaders.values())
+        return next((downloader for downloader in live if downloader.build.name == name), None)
+
+    def live_builds(self) -> set[BuildName]:
+        with self._changed:
+            return {downloader.build.name for downloader in self._downloaders.values()}
+
+    def failure_of(self, archive_url: ArchiveUrl) -> Failure | None:
+        """Return why something else than what does not exist could not be staged lately."""
+        failures = self._failures.of(archive_url).values()
+        return next((failure for failure in failures if failure.status != 404), None)
+
+    @property
+    def is_closed(self) -> bool:
+        with self._changed:
+            return self._is_closed
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many downloaders and how many locks there are."""
+        with self._changed:
+            return len(self._downloaders), len(self._locks)
+
+    def close(self, timeout_seconds: float) -> None:
+        """Refuse what is new, give what is under way some time, then cut it."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._is_closed = True
+            while self._downloaders and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            cut = list(self._downloaders.values())
+        for downloader in cut:
+            _log.warning("%s is cut off", downloader.archive_url)
+            downloader.cancel()
+
+    # --- inside
+
+    def _ask(
+        self, archive_url: ArchiveUrl, wishes: Mapping[Item, Wish], *, drop_first: bool = False
+    ) -> dict[Item, Future[None]]:
+        with self._locks.holding(archive_url):
+            build = self._staging.build(archive_url.name)
+            if drop_first:
+                self._drop_if_known(archive_url.name)
+            self._staging.check_archive(build, archive_url)
+            downloader = self._find(archive_url)
+            if downloader is None:
+                build.touch()
+                if all(is_settled(build, item, wish) for item, wish in wishes.items()):
+                    self._failures.forget(archive_url, list(self._failures.of(archive_url)))
+                    done: Future[None] = Future()
+                    resolve(done, None)
+                    return dict.fromkeys(wishes, done)
+                downloader = self._open(archive_url)
+            return downloader.ask(wishes)
+
+    def _drop_if_known(self, name: BuildName) -> None:
+        try:
+            self._staging.drop(name)
+        except BuildNotFound:
+            if self._staging.is_claimed(name):
+                raise Conflict(f"{name} is being staged; it can be dropped afterwards") from None
+
+    def _find(self, archive_url: ArchiveUrl) -> Downloader | None:
+        with self._changed:
+            return self._downloaders.get(archive_url)
+
+    def _open(self, archive_url: ArchiveUrl) -> Downloader:
+        """Make and cache the downloader of a URL whose lock is held."""
+        with self._changed:
+            if self._is_closed:
+                raise Busy("the server is shutting down")
+        build = self._staging.claim(archive_url)
+        downloader = Downloader(archive_url, build, self._equipment, self._failures, self._release)
+        with self._changed:
+            self._downloaders[archive_url] = downloader
+        return downloader
+
+    def _release(self, downloader: Downloader) -> bool:
+        """Let a downloader go, unless somebody has asked it for more meanwhile."""
+        with self._locks.holding(downloader.archive_url):
+            if downloader.is_busy or self._find(downloader.archive_url) is not downloader:
+                return False
+            if downloader.has_failed:
+                downloader.build.remove_unrecorded()
+            self._staging.release(downloader.archive_url)
+            with self._changed:
+                del self._downloaders[downloader.archive_url]
+                self._changed.notify_all()
+            return True
+
+    def _wish_again(self, item: Item) -> Wish:
+        artifact = self._equipment.catalog.artifacts.get(item.name) if item.is_artifact else None
+        return Wish(
+            is_urgent=artifact is None or artifact.when != "background",
+            may_be_absent=artifact is not None and not artifact.required,
+        )
+
+
+def _is_there(build: Build, name: str) -> bool:
+    """Whether a file, named without wildcards, is there as it is in the archive."""
+    found = build.find(name)
+    return not is_glob(name) and found is not None and found.archive_name == name
