@@ -1,0 +1,568 @@
+#!/usr/bin/env python3
+"""The devserver: the CherryPy application, its lab RPCs, and the commands that run it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import resource
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cherrypy
+import click
+
+from artifacts.archive_url import ArchiveUrl, BuildName
+from artifacts.catalog import Catalog
+from artifacts.commands.client import Client
+from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
+from artifacts.commands.sample_build import make_sample_build
+from artifacts.commands.stage import stage_command, watch_staging
+from artifacts.commands.status import status_command
+from artifacts.config import Config, ConfigError, load_config
+from artifacts.control_files import list_control_files, read_control_file
+from artifacts.disk import DirectoryLock, write_durably
+from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
+from artifacts.extract import UnpackLimits
+from artifacts.fetch import FetchLimits
+from artifacts.health import LoadSampler
+from artifacts.retries import RetryLimits
+from artifacts.serving.answer import Answer, json_answer, json_error, text_error
+from artifacts.serving.builds_api import BuildsApi, FileInfo
+from artifacts.serving.handlers import (
+    Arguments,
+    check_method,
+    give,
+    items_of,
+    lab_rpc,
+    success_or_error,
+)
+from artifacts.serving.http_server import HttpServer
+from artifacts.serving.static_files import StaticFiles
+from artifacts.serving.waiting import Wait
+from artifacts.sources.registry import Sources
+from artifacts.sources.transport import Timeouts
+from artifacts.staging import Staging
+from artifacts.workers import Workers
+from downloader import DownloaderCache, Equipment
+
+_log = logging.getLogger("devserver")
+
+# Threads that plan, unpack and publish. They mostly wait for bytes.
+_STAGING_THREADS = 128
+_MIN_FREE_BYTES_TO_BE_READY = 64 << 20
+
+
+class Lab:
+    """The calls that test labs script against, at the root of the server."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._staging = parts.staging
+        self._downloads = parts.downloads
+        self._static_files = StaticFiles(parts.staging)
+        self.api = Namespace(
+            v1=Namespace(builds=BuildsApi(parts.staging, parts.downloads, parts.parse_archive_url)),
+            fileinfo=FileInfo(parts.staging, parts.threads, parts.config.wait_timeout),
+        )
+
+    def _archive_url(self, arguments: Arguments) -> ArchiveUrl:
+        return self._parts.parse_archive_url(arguments.required("archive_url"))
+
+    def _wait(self, future: Any, timeout_seconds: float | None = None) -> Wait:
+        limit = self._parts.config.wait_timeout
+        seconds = limit if timeout_seconds is None else min(timeout_seconds, limit)
+        return Wait(future, seconds, success_or_error)
+
+    @lab_rpc(changes=True)
+    def download(self, arguments: Arguments) -> Wait:
+        """/download?archive_url=U: stage a build.
+
+        Answers Success once the foreground artifacts are staged; the background artifacts are
+        staged meanwhile and afterwards, see /wait_for_status.
+        """
+        return self._wait(self._downloads.download(self._archive_url(arguments)))
+
+    @lab_rpc()
+    def wait_for_status(self, arguments: Arguments) -> Wait:
+        """/wait_for_status?archive_url=U[&timeout=SECONDS]: wait until a build is staged.
+
+        Answers Success once nothing of the build is under way any more, the failure in words if
+        something failed, and 404 for a build that is neither staged nor being staged.
+        """
+        timeout_seconds = arguments.seconds("timeout")
+        settled = self._downloads.wait_for_status(self._archive_url(arguments))
+        return self._wait(settled, timeout_seconds)
+
+    @lab_rpc(changes=True)
+    def stage(self, arguments: Arguments) -> Wait | str:
+        """/stage?archive_url=U&artifacts=a,b&files=x,y[&async=True][&clean=True]: stage parts.
+
+        artifacts are names from the catalog; files are names or globs of files in the archive,
+        staged as they are. Answers Success when they are staged or, with async=True, when that has
+        begun. With clean=True, the whole build is dropped first.
+        """
+        archive_url = self._archive_url(arguments)
+        items = items_of(arguments.words("artifacts"), arguments.words("files"))
+        is_async = arguments.flag("async")
+        staged = self._downloads.stage(archive_url, items, drop_first=arguments.flag("clean"))
+        return "Success" if is_async else self._wait(staged)
+
+    @lab_rpc()
+    def is_staged(self, arguments: Arguments) -> str:
+        """/is_staged?archive_url=U&artifacts=a&files=x: tell whether parts are staged.
+
+        Answers True or False, and the failure in words if staging them failed.
+        """
+        items = items_of(arguments.words("artifacts"), arguments.words("files"))
+        return str(self._downloads.is_staged(self._archive_url(arguments), items))
+
+    @lab_rpc()
+    def list_image_dir(self, arguments: Arguments) -> str:
+        """/list_image_dir?archive_url=U: list the staged files, one path a line, sorted."""
+        archive_url = self._archive_url(arguments)
+        build = self._staging.known_build(archive_url.name)
+        self._staging.check_archive(build, archive_url)
+        build.touch()
+        return "\n".join(sorted(build.files()))
+
+    @lab_rpc()
+    def latestbuild(self, arguments: Arguments) -> str:
+        """/latestbuild?target=T[&milestone=R17]: name the highest staged build of a target.
+
+        Numbers compare as numbers. A build counts while all that was asked of it is staged.
+        """
+        target = BuildName.checked(arguments.required("target"), "any").target
+        milestone = arguments.text("milestone")
+        names = [
+            name
+            for name in self._staging.builds_of(target)
+            if milestone is None or name.build.startswith(f"{milestone}-")
+        ]
+        for name in sorted(names, key=lambda name: _version_key(name.build), reverse=True):
+            if self._is_whole(name):
+                return name.build
+        of_milestone = f" of milestone {milestone}" if milestone else ""
+        raise BuildNotFound(f"no build{of_milestone} is staged for target {target}")
+
+    def _is_whole(self, name: BuildName) -> bool:
+        asked = self._staging.build(name).asked
+        if asked is None or not asked.is_staged or self._staging.is_claimed(name):
+            return False
+        return self._downloads.failure_of(ArchiveUrl.parse(asked.archive_url)) is None
+
+    @lab_rpc()
+    def controlfiles(self, arguments: Arguments) -> Answer | str:
+        """/controlfiles?build=T/B[&control_path=P][&suite_name=S]: control files of a build.
+
+        With a path, that file's bytes; else the control files below autotest/, one a line, sorted;
+        only those of a suite, if one is named.
+        """
+        build = self._staging.known_build(BuildName.parse(arguments.required("build")))
+        build.touch()
+        if path := arguments.text("control_path"):
+            return Answer(read_control_file(build, path))
+        return "\n".join(list_control_files(build, arguments.text("suite_name")))
+
+    @lab_rpc()
+    def check_health(self, _: Arguments) -> Answer:
+        """/check_health: how the machine is doing, as JSON."""
+        load = self._parts.load.latest
+        return json_answer(
+            {
+                "free_disk": round(self._staging.space.free_bytes() / 1e9, 3),
+                "staging_thread_count": self._parts.threads.busy,
+                "apache_client_count": len(self._parts.server.connections_open),
+                "cpu_percent": load.cpu_percent,
+                "disk_total_bytes_per_second": round(load.disk_bytes_per_second),
+                "network_total_bytes_per_second": round(load.network_bytes_per_second),
+            }
+        )
+
+    @lab_rpc(methods=("GET", "HEAD"))
+    def health(self, _: Arguments) -> Answer:
+        """/health: answers while the server is alive."""
+        return json_answer({"status": "ok"})
+
+    @lab_rpc(methods=("GET", "HEAD"))
+    def ready(self, _: Arguments) -> Answer:
+        """/ready: whether the server can stage: its directory is writable and has room."""
+        problems = []
+        try:
+            self._staging.check_writable()
+            if self._staging.space.free_bytes() < _MIN_FREE_BYTES_TO_BE_READY:
+                problems.append(f"the disk of {self._staging.directory} is full")
+        except OSError as error:
+            problems.append(f"cannot write to {self._staging.directory}: {error.strerror}")
+        if self._downloads.is_closed:
+            problems.append("the server is shutting down")
+        if problems:
+            return json_answer({"status": "not ready", "problems": problems}, 503)
+        return json_answer({"status": "ok"})
+
+    @cherrypy.expose
+    def doc(self, *segments: str, **_: Any) -> bytes:
+        """/doc, /doc/NAME: what each call does."""
+        calls = {name: text for name, text in _documented_calls(self)}
+        if not segments:
+            lines = [text.splitlines()[0] for text in calls.values()]
+            return give("\n".join(lines))
+        if len(segments) > 1 or segments[0] not in calls:
+            return give(text_error(NotFound(f"no such call: {'/'.join(segments)}")))
+        return give(calls[segments[0]])
+
+    @cherrypy.expose
+    def static(self, *segments: str, **_: Any) -> Any:
+        """/static/TARGET/BUILD/PATH: the staged files."""
+        try:
+            check_method(("GET", "HEAD"))
+            answer = self._static_files.answer(list(segments), cherrypy.request.headers)
+        except DevserverError as error:
+            return give(text_error(error))
+        if isinstance(answer, Answer):
+            return give(answer)
+        response = cherrypy.response
+        response.status = answer.status
+        response.headers.update(answer.headers)
+        response.headers["Content-Length"] = str(answer.length)
+        if answer.file is None:
+            return b""
+        if cherrypy.request.method == "HEAD":
+            answer.file.close()
+            return b""
+        response.stream = True
+        return answer.blocks()
+
+    @cherrypy.expose
+    def index(self, **_: Any) -> bytes:
+        """/: the page for people."""
+        page = (_page_directory() / "index.html").read_bytes()
+        return give(Answer(page, 200, "text/html; charset=utf-8", _PAGE_HEADERS))
+
+
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Namespace:
+    """A part of the URL space that only holds others."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update(parts)
+
+
+class Parts:
+    """All that a running server consists of; made once, started once, stopped once."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the directories and bind the port; raise DevserverError where that fails."""
+        self.config = config
+        catalog = Catalog.load(config.catalog)
+        with contextlib.ExitStack() as undo:
+            data_lock = DirectoryLock(config.data_dir, config.data_dir / "lock")
+            undo.callback(data_lock.release)
+            self.staging = Staging(config.static_directory.absolute())
+            undo.callback(self.staging.close)
+            timeouts = Timeouts(config.connect_timeout, config.stall_timeout)
+            self.sources = Sources(config.allow_list, timeouts, config.max_connections)
+            undo.callback(self.sources.close)
+            self.connections = Workers("connection", config.max_connections)
+            undo.callback(lambda: self.connections.close(timeout_seconds=5))
+            self.threads = Workers("staging", _STAGING_THREADS)
+            undo.callback(lambda: self.threads.close(timeout_seconds=5))
+            equipment = Equipment(
+                self.staging,
+                self.sources,
+                catalog,
+                self.connections,
+                self.threads,
+                FetchLimits(config.connections, RetryLimits(config.tries)),
+                UnpackLimits(config.max_unpacked, config.max_members),
+            )
+            self.downloads = DownloaderCache(equipment)
+            self.load = LoadSampler()
+            self.server = self._bind()
+            self._undo = undo.pop_all()
+        self._thread = threading.Thread(target=self.server.serve, name="http")
+
+    def parse_archive_url(self, text: str) -> ArchiveUrl:
+        """Parse an archive URL, or TARGET/BUILD of the archive root, and check that it is allowed.
+
+        Raises:
+            BadRequest: it is neither.
+            NotAllowed: it is not on the allow list.
+        """
+        if ":" not in text and text.strip(" /").count("/") >= 1:
+            if self.config.archive_root is None:
+                raise BadRequest(
+                    f"not an archive URL: {text!r} (a build named only TARGET/BUILD is looked for "
+                    "in the archive given with --archive-root, and none is)"
+                )
+            text = f"{self.config.archive_root.rstrip('/')}/{BuildName.parse(text)}"
+        archive_url = ArchiveUrl.parse(text)
+        self.config.allow_list.check(archive_url)
+        self.sources.source_of(archive_url)
+        return archive_url
+
+    @property
+    def port(self) -> int:
+        return int(self.server.bind_addr[1])
+
+    def start(self) -> None:
+        self.load.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse new work, give what is under way its time, then end everything."""
+        self.downloads.close(self.config.shutdown_timeout)
+        self.threads.close(timeout_seconds=5)
+        self.server.stop()
+        self._thread.join(timeout=10)
+        self.load.stop()
+        self._undo.close()
+
+    def _bind(self) -> HttpServer:
+        """Listen where the configuration says: by default on IPv6 and IPv4, else on IPv4 alone."""
+        config = self.config
+        application = cherrypy.tree.mount(Lab(self), "/", _CHERRYPY)
+        application.log.access_log.disabled = True
+        application.log.error_log.setLevel(logging.WARNING)
+        hosts = [config.host] if config.host else ["::", "0.0.0.0"]
+        for host in hosts:
+            server = HttpServer((host, config.port), application, config.threads)
+            try:
+                server.prepare()
+            except OSError as error:
+                if "in use" in str(error):
+                    raise DevserverError(
+                        f"port {config.port} is in use; choose another with --port"
+                    ) from error
+                if host == "::":
+                    continue
+                raise DevserverError(
+                    f"cannot listen on {host} port {config.port}: {error}"
+                ) from error
+            return server
+        raise DevserverError(f"cannot listen on port {config.port}")
+
+
+def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    ``meanwhile`` is called on a thread of its own once requests are answered.
+
+    Raises:
+        DevserverError: a directory, the port or the catalog cannot be used.
+    """
+    _set_up_logging(config.log_level)
+    _raise_open_files_limit()
+    parts = Parts(config)
+    engine = cherrypy.engine
+    engine.autoreload.unsubscribe()
+    cherrypy.server.unsubscribe()
+    engine.signals.subscribe()
+    engine.subscribe("start", parts.start)
+    # Before everything else: while requests are still answered.
+    engine.subscribe("stop", parts.stop, priority=10)
+    with _announced(config, parts):
+        engine.start()
+        _log.info("serving on port %d, files in %s", parts.port, config.static_directory)
+        if meanwhile is not None:
+            threading.Thread(target=meanwhile, args=(parts,), name="meanwhile", daemon=True).start()
+        engine.block(interval=0.1)
+    _log.info("ended")
+
+
+@contextlib.contextmanager
+def _announced(config: Config, parts: Parts) -> Iterator[None]:
+    """Write the port and the process id, once requests are answered, and remove them in the end."""
+    files = {config.portfile: str(parts.port), config.pidfile: str(os.getpid())}
+
+    def write() -> None:
+        for path, text in files.items():
+            if path is not None:
+                write_durably(path.absolute(), text.encode("ascii"))
+
+    cherrypy.engine.subscribe("start", write, priority=90)
+    try:
+        yield
+    finally:
+        for path in files:
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _error_page(**about: Any) -> bytes:
+    """Say in one line what CherryPy refuses by itself."""
+    status, message = int(str(about["status"]).split(" ")[0]), str(about["message"])
+    if "query string" in message:
+        # CherryPy calls that 404.
+        status, message = 400, "the query is not UTF-8 when decoded"
+    elif status == 404:
+        message = f"no such call: {cherrypy.request.path_info}"
+    elif status == 500:
+        message = "internal error; the server's log says more"
+    shape = json_error if cherrypy.request.path_info.startswith("/api/") else text_error
+    answer = shape(DevserverError(message, status=status, code=f"http_{status}"))
+    cherrypy.response.status = answer.status
+    cherrypy.response.headers["Content-Type"] = answer.content_type
+    return answer.body
+
+
+def _strip_padding() -> None:
+    """Undo what CherryPy does to error pages for a browser of long ago: blanks up to 512 bytes."""
+    response = cherrypy.serving.response
+    if not response.stream and int(str(response.status or 200).split(" ")[0]) >= 400:
+        response.body = [response.collapse_body().rstrip(b" ")]
+        response.headers["Content-Length"] = str(len(response.body[0]))
+
+
+cherrypy.tools.stripped_padding = cherrypy.Tool("before_finalize", _strip_padding)
+
+_CHERRYPY = {
+    "/": {
+        "error_page.default": _error_page,
+        "request.show_tracebacks": False,
+        "request.show_mismatched_params": False,
+        "tools.stripped_padding.on": True,
+        "tools.trailing_slash.on": False,
+    }
+}
+
+
+def _documented_calls(lab: Lab) -> Iterator[tuple[str, str]]:
+    for name in sorted(dir(type(lab))):
+        method = getattr(type(lab), name)
+        if getattr(method, "exposed", False) and method.__doc__:
+            yield name, "\n".join(line.strip() for line in method.__doc__.strip().splitlines())
+
+
+def _version_key(build: str) -> list[tuple[int, int, str]]:
+    """Order builds so that numbers compare as numbers: R17-1413 over R17-18."""
+    return [
+        (1, int(part), "") if part.isdecimal() else (0, 0, part)
+        for part in re.split(r"(\d+)", build)
+        if part
+    ]
+
+
+def _page_directory() -> Path:
+    """Return where the page's files are: beside this file, or installed as their own package."""
+    here = Path(__file__).resolve().parent
+    return here / "static" if (here / "static").is_dir() else here / "devserver_page"
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    # CherryPy's own log is for what nobody expected; requests are logged when they are answered.
+    cherrypy.config.update({"log.screen": False, "checker.on": False})
+    cherrypy.log.error_log.setLevel(logging.WARNING)
+    cherrypy.log.access_log.disabled = True
+    for chatty in ("urllib3", "google"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _raise_open_files_limit() -> None:
+    """Allow as many open files as the system lets: each waiting client is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Commands(click.Group):
+    """The command line; what begins with an option, or is nothing at all, is for ``serve``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in {"-h", "--help", "--version"}):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            click.echo(f"devserver: {error.message}", err=True)
+            ctx.exit(2)
+        except DevserverError as error:
+            click.echo(f"devserver: {error.message}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT_SETTINGS)
+@click.version_option(package_name="devserver")
+def main() -> None:
+    """Stages build artifacts for device test labs: fetched once, verified, served to every machine.
+
+    Without a command, the options are those of serve.
+    """
+
+
+@main.command("serve", context_settings=CONTEXT_SETTINGS)
+@config_options
+def serve_command(config: Path | None, **options: Any) -> None:
+    """Run the server until it is told to end (SIGTERM or Ctrl-C)."""
+    run(load_config(given(options), config))
+
+
+@main.command("demo", context_settings=CONTEXT_SETTINGS)
+@click.option("--port", type=click.IntRange(0, 65535), help="port, instead of 8080 or a free one")
+def demo_command(port: int | None) -> None:
+    """Make a sample build, serve, and stage it as a lab machine would; until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="devserver-demo-") as directory:
+        click.echo("Making a sample build ...", err=True)
+        archive = Path(directory).resolve() / "archive"
+        build = make_sample_build(archive)
+        config = load_config(
+            {
+                "port": _free_port() if port is None else port,
+                "data_dir": Path(directory) / "data",
+                "allow_archive": (f"file://{archive}",),
+                "log_level": "warning",
+            }
+        )
+        run(config, meanwhile=lambda parts: _demonstrate(parts, f"file://{build}"))
+
+
+def _free_port() -> int:
+    """Return 8080, or 0 where something else listens there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        return 0 if probe.connect_ex(("127.0.0.1", 8080)) == 0 else 8080
+
+
+def _demonstrate(parts: Parts, archive_url: str) -> None:
+    server = f"http://localhost:{parts.port}"
+    name = ArchiveUrl.parse(archive_url).name
+    click.echo(f"Staging {archive_url} ...", err=True)
+    try:
+        with Client(server) as client:
+            client.get_text("/download", archive_url=archive_url)
+            click.echo(
+                "Success: the foreground artifacts are staged, a machine can install.", err=True
+            )
+            watch_staging(client, name, {"archive_url": archive_url})
+    except DevserverError as error:
+        click.echo(f"devserver: {error.message}", err=True)
+    click.echo(f"The page:      {server}/")
+    click.echo(f"A staged file: {server}/static/{name}/update.gz")
+    click.echo(f"Try:           curl '{server}/wait_for_status?archive_url={archive_url}'")
+    click.echo("Serving until Ctrl-C ...")
+
+
+main.add_command(stage_command)
+main.add_command(status_command)
+
+
+if __name__ == "__main__":
+    main()
