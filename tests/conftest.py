@@ -1,0 +1,66 @@
+"""What all tests share: servers that are ended, builds to stage, tools that may be missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from archive_server import ArchiveServer
+from running_server import RunningServer
+
+from artifacts.commands.sample_build import BUILD, TARGET, make_sample_build
+
+Serve = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start servers in the test's directory; all of them are ended after it."""
+    started: list[RunningServer] = []
+
+    def start(*options: str, name: str = "server", **more: dict[str, str]) -> RunningServer:
+        started.append(RunningServer(tmp_path / name, *options, **more))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def sample_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one realistic build, made once; not to be changed."""
+    archive = tmp_path_factory.mktemp("archive")
+    make_sample_build(archive, payload_bytes=5_000_000)
+    return archive
+
+
+@pytest.fixture
+def archive_directory(tmp_path: Path, sample_archive: Path) -> Path:
+    """A directory with a copy of the sample build, the test's own."""
+    copy = tmp_path / "archive"
+    shutil.copytree(sample_archive, copy)
+    return copy
+
+
+@pytest.fixture
+def archive(archive_directory: Path) -> Iterator[ArchiveServer]:
+    """An HTTP archive with the sample build, behaving until told otherwise."""
+    with ArchiveServer(archive_directory) as server:
+        yield server
+
+
+@pytest.fixture
+def build_url(archive: ArchiveServer) -> str:
+    return f"{archive.url}/{TARGET}/{BUILD}"
+
+
+def missing_tool(what: str) -> None:
+    """Skip a test for want of a tool: loudly here, and as a failure where tools are required."""
+    message = f"{what} is not installed: this is NOT tested"
+    if os.environ.get("DEVSERVER_REQUIRE_TOOLS"):
+        pytest.fail(message)
+    pytest.skip(message)
