@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import signal
 import socket
 import tempfile
 import threading
@@ -275,7 +276,8 @@ class Parts:
             self.sources = Sources(config.allow_list, timeouts, config.max_connections)
             undo.callback(self.sources.close)
             self.connections = Workers("connection", config.max_connections)
-            undo.callback(lambda: self.connections.close(timeout_seconds=5))
+            # A read that hangs ends with the process.
+            undo.callback(lambda: self.connections.close(timeout_seconds=1))
             self.threads = Workers("staging", _STAGING_THREADS)
             undo.callback(lambda: self.threads.close(timeout_seconds=5))
             equipment = Equipment(
@@ -364,35 +366,47 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     """
     _set_up_logging(config.log_level)
     _raise_open_files_limit()
+    ended = _signalled_end()
     parts = Parts(config)
     engine = cherrypy.engine
     engine.autoreload.unsubscribe()
     cherrypy.server.unsubscribe()
-    engine.signals.subscribe()
     engine.subscribe("start", parts.start)
     # Before everything else: while requests are still answered.
     engine.subscribe("stop", parts.stop, priority=10)
+    engine.start()
     with _announced(config, parts):
-        engine.start()
         _log.info("serving on port %d, files in %s", parts.port, config.static_directory)
         if meanwhile is not None:
             threading.Thread(target=meanwhile, args=(parts,), name="meanwhile", daemon=True).start()
-        engine.block(interval=0.1)
+        ended.wait()
+        _log.info("ending; what is under way gets %.0f s", config.shutdown_timeout)
+        engine.exit()
     _log.info("ended")
+
+
+def _signalled_end() -> threading.Event:
+    """Return what SIGTERM and Ctrl-C set; the second of them ends the process on the spot."""
+    ended = threading.Event()
+
+    def end(*_: object) -> None:
+        if ended.is_set():
+            os._exit(1)
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return ended
 
 
 @contextlib.contextmanager
 def _announced(config: Config, parts: Parts) -> Iterator[None]:
-    """Write the port and the process id, once requests are answered, and remove them in the end."""
+    """Write the port and the process id, now that requests are answered; remove them in the end."""
     files = {config.portfile: str(parts.port), config.pidfile: str(os.getpid())}
-
-    def write() -> None:
+    try:
         for path, text in files.items():
             if path is not None:
                 write_durably(path.absolute(), text.encode("ascii"))
-
-    cherrypy.engine.subscribe("start", write, priority=90)
-    try:
         yield
     finally:
         for path in files:
@@ -434,6 +448,7 @@ _CHERRYPY = {
         "request.show_mismatched_params": False,
         "tools.stripped_padding.on": True,
         "tools.trailing_slash.on": False,
+        "tools.encode.on": False,
     }
 }
 

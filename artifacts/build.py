@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 _TOUCH_SECONDS = 5.0
 # Files published one by one are recorded together: at most this share of the time goes into that.
 _RECORDING_SHARE = 0.05
+_MAX_UNRECORDED_SECONDS = 2.0
 _BLOCK_BYTES = 1 << 20
 
 
@@ -210,7 +211,22 @@ class Build:
             link_into_place(source, destination)
             self._unsynced.add(destination.parent)
             self._unrecorded[path] = file
-            if time.monotonic() - self._recorded_at > self._recording_seconds / _RECORDING_SHARE:
+            if self.seconds_to_recording == 0:
+                self._write()
+
+    @property
+    def seconds_to_recording(self) -> float | None:
+        """When what is published is worth recording; None if there is nothing to record."""
+        with self._lock:
+            if not self._unrecorded:
+                return None
+            pause = min(self._recording_seconds / _RECORDING_SHARE, _MAX_UNRECORDED_SECONDS)
+            return max(0.0, self._recorded_at + pause - time.monotonic())
+
+    def record_published(self) -> None:
+        """Record the files that are published, though their item is not complete."""
+        with self._lock:
+            if self._manifest is not None and self._unrecorded:
                 self._write()
 
     def publish_link(self, path: str, target: str) -> None:

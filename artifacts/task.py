@@ -156,7 +156,7 @@ class Task:
         for name in under_way:
             self._acquire(fetches, listing[name]).when_ended(ended.put)
         for _ in under_way:
-            fetch = ended.get()
+            fetch = _next_ended(ended, build)
             fetched = fetch.wait()
             staged = StagedFile(fetched.size, fetched.crc32c, archive_name=fetch.name)
             build.publish_file(fetched.path, under_way[fetch.name], staged)
@@ -204,12 +204,12 @@ class Task:
             with fetch.open_reader() as reader:
                 try:
                     members = unpack(reader, directory, wanted=wanted, limits=limits)
-                except ArchiveError:
+                except ArchiveError as error:
                     # Whose fault is it? Wrong bytes are fetched again; right ones are no archive.
                     fetch.wait()
                     if reader.is_cut:
                         return None
-                    raise
+                    raise ArchiveError(f"{fetch.name}: {error.message}") from error
             self.state = TaskState.UNPACKING
             fetch.wait()
         except FetchRestarted:
@@ -217,6 +217,15 @@ class Task:
         if reader.is_cut:
             return None
         return {m.path: StagedFile(m.size, m.crc32c, m.link) for m in members}
+
+
+def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:
+    """Return the next fetch that has ended; meanwhile, record what is published already."""
+    try:
+        return ended.get(timeout=build.seconds_to_recording)
+    except queue.Empty:
+        build.record_published()
+        return ended.get()
 
 
 def first_failure(futures: Sequence[Future[None]]) -> Future[None]:

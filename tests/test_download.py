@@ -1,4 +1,4 @@
-"""Staging a build, as a lab machine does: what is answered, what is fetched, what is there after."""
+"""Staging a build, as a lab machine does: what is answered, fetched, and there afterwards."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def test_the_work_outlives_the_client_that_asked_for_it(
     hold = threading.Event()
     archive.misbehave(f"/{NAME}/{FULL_PAYLOAD}", Fault(hold=hold), times=1)
     with pytest.raises(Exception, match="timed out"):
-        server.session.get(
-            f"{server.url}/download", params={"archive_url": build_url}, timeout=0.5
-        )
+        server.session.get(f"{server.url}/download", params={"archive_url": build_url}, timeout=0.5)
     hold.set()
     assert server.call("/wait_for_status", archive_url=build_url) == "Success"
 

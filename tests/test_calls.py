@@ -1,0 +1,253 @@
+"""The other calls: health, documentation, control files, builds as JSON; and wrong arguments."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import Serve
+from running_server import RunningServer
+
+from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
+
+NAME = f"{TARGET}/{BUILD}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, sample_archive: Path) -> RunningServer:
+    root = f"file://{sample_archive}"
+    server = RunningServer(
+        tmp_path_factory.mktemp("calls"), "--allow-archive", root, "--archive-root", root
+    )
+    try:
+        server.call("/download", archive_url=f"{root}/{NAME}")
+        server.call("/wait_for_status", archive_url=f"{root}/{NAME}")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def url(sample_archive: Path) -> str:
+    return f"file://{sample_archive}/{NAME}"
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        ("/download", "archive_url"),
+        ("/download?archive_url=", "archive_url"),
+        ("/download?archive_url=%20", "archive_url"),
+        ("/wait_for_status", "archive_url"),
+        ("/list_image_dir", "archive_url"),
+        ("/latestbuild", "target"),
+        ("/controlfiles", "build"),
+        ("/controlfiles?build=one", "one"),
+        ("/download?archive_url=nonsense", "not an archive URL"),
+        ("/download?archive_url=ftp://a/b/c", "not an archive URL"),
+        ("/download?archive_url=gs://bucket/only", "target"),
+        ("/download?archive_url=gs://bucket/a/../b", "'..'"),
+        ("/download?archive_url=gs://bucket/a/b%3Fx", "query"),
+        ("/download?archive_url=gs://bucket/a/b%23x", "fragment"),
+        ("/download?archive_url=gs://bucket/a/.b", "dot"),
+        ("/download?archive_url=gs://bucket/archive/b", "reserved"),
+        ("/download?archive_url=gs://bucket/a/b%0Ac", "control characters"),
+        ("/download?archive_url=gs://a/b/c&archive_url=gs://a/b/d", "2 times"),
+        ("/download?archive_url=%ff", "UTF-8"),
+        ("/stage?archive_url={url}", "artifacts or files"),
+        ("/stage?archive_url={url}&artifacts=,", "artifacts or files"),
+        ("/stage?archive_url={url}&artifacts=bogus", "full_payload"),
+        ("/stage?archive_url={url}&files=../x", "'..'"),
+        ("/stage?archive_url={url}&files=/etc/passwd", "relative"),
+        ("/stage?archive_url={url}&artifacts=stateful&async=perhaps", "async"),
+        ("/is_staged?archive_url={url}", "artifacts or files"),
+        ("/is_staged?archive_url={url}&artifacts=bogus", "full_payload"),
+        ("/controlfiles?build=" + NAME + "&control_path=../../x", "'..'"),
+    ],
+)
+def test_wrong_arguments_are_400_with_a_sentence(
+    call: str, word: str, server: RunningServer, url: str
+) -> None:
+    answer = server.get(call.replace("{url}", url))
+    assert answer.status_code == 400, answer.text
+    assert word in answer.text and "\n" not in answer.text
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    "archive_url",
+    ["gs-x://a/b/c", "http://localhost:1/a/b", "https://a/b/c", "file:///etc/a/b"],
+)
+def test_an_archive_that_is_not_allowed_is_refused(archive_url: str, server: RunningServer) -> None:
+    answer = server.get("/download", archive_url=archive_url)
+    assert answer.status_code == (400 if archive_url.startswith("gs-x") else 403)
+
+
+def test_a_build_named_only_by_target_and_build_is_in_the_archive_root(
+    server: RunningServer,
+) -> None:
+    assert server.call("/download", archive_url=NAME) == "Success"
+    assert server.call("/is_staged", archive_url=f"/{NAME}/", artifacts="stateful") == "True"
+
+
+def test_unknown_calls_and_methods(server: RunningServer) -> None:
+    assert server.get("/nope").status_code == 404
+    assert server.get("/download/more").status_code == 404
+    assert server.get("/api/v1/nope").json()["error"]["code"]
+    put = server.session.put(f"{server.url}/download", data=b"x")
+    assert put.status_code == 405
+
+
+def test_health_has_the_fields_that_schedulers_read(server: RunningServer) -> None:
+    health = server.get("/check_health").json()
+    assert health["free_disk"] > 0
+    assert health["apache_client_count"] >= 1
+    assert set(health) >= {
+        "staging_thread_count",
+        "cpu_percent",
+        "disk_total_bytes_per_second",
+        "network_total_bytes_per_second",
+    }
+    assert server.get("/health").status_code == 200
+    assert server.get("/ready").status_code == 200
+
+
+def test_every_call_is_documented(server: RunningServer) -> None:
+    lines = server.call("/doc").split("\n")
+    for name in (
+        "download",
+        "wait_for_status",
+        "stage",
+        "is_staged",
+        "latestbuild",
+        "check_health",
+    ):
+        assert any(line.startswith(f"/{name}") for line in lines)
+        assert f"/{name}" in server.call(f"/doc/{name}")
+    assert server.get("/doc/nope").status_code == 404
+
+
+def test_the_page_is_there_and_strict(server: RunningServer) -> None:
+    page = server.get("/")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+
+
+def test_staged_files_are_listed_sorted(server: RunningServer, url: str) -> None:
+    listed = server.call("/list_image_dir", archive_url=url).split("\n")
+    assert listed == sorted(listed)
+    assert "update.gz" in listed and f"au/{BUILD}_nton/stateful.tgz" in listed
+    unknown = url.replace(BUILD, "R1-0.0.0")
+    assert server.get("/list_image_dir", archive_url=unknown).status_code == 404
+
+
+def test_control_files_are_listed_and_read(server: RunningServer, sample_archive: Path) -> None:
+    with tarfile.open(sample_archive / NAME / "autotest.tar.bz2") as tar:
+        expected = sorted(
+            member.name.removeprefix("autotest/")
+            for member in tar
+            if member.name.rpartition("/")[2].startswith("control")
+        )
+        first = tar.extractfile(f"autotest/{expected[0]}").read()
+    assert server.call("/controlfiles", build=NAME).split("\n") == expected
+    for path in (expected[0], "/" + expected[0]):
+        assert server.get("/controlfiles", build=NAME, control_path=path).content == first
+    of_suite = server.call("/controlfiles", build=NAME, suite_name="bvt").split("\n")
+    assert of_suite and set(of_suite) < set(expected)
+    assert server.call("/controlfiles", build=NAME, suite_name="nothing") == ""
+    assert server.get("/controlfiles", build=NAME, control_path="no").status_code == 404
+    assert server.get("/controlfiles", build="no/build").status_code == 404
+
+
+def test_builds_are_described_as_json(
+    server: RunningServer, url: str, sample_archive: Path
+) -> None:
+    described = server.get(f"/api/v1/builds/{NAME}").json()
+    assert (described["target"], described["build"]) == (TARGET, BUILD)
+    assert (described["archive_url"], described["state"]) == (url, "staged")
+    assert described["held"] is False and described["last_used"]
+    artifacts = {artifact["name"]: artifact for artifact in described["artifacts"]}
+    payload = artifacts["full_payload"]
+    assert (payload["state"], payload["error"]) == ("staged", None)
+    assert payload["bytes_done"] == payload["bytes_total"] == 5_000_000
+    assert payload["files"][0]["path"] == "update.gz"
+    assert len(artifacts["autotest"]["files"]) > 100
+    listed = server.get("/api/v1/builds").json()["builds"]
+    assert [(build["target"], build["build"], build["state"]) for build in listed] == [
+        (TARGET, BUILD, "staged")
+    ]
+    assert listed[0]["bytes"] == described["bytes"] > 5_000_000
+
+
+def test_builds_are_staged_by_json_without_waiting(serve: Serve, archive_directory: Path) -> None:
+    server = serve("--allow-archive", f"file://{archive_directory}")
+    url = f"file://{archive_directory}/{NAME}"
+    path = f"{server.url}/api/v1/builds/{NAME}"
+    posted = server.session.post(path, json={"archive_url": url, "artifacts": ["stateful"]})
+    assert posted.status_code == 202
+    assert posted.json()["archive_url"] == url
+    assert server.call("/wait_for_status", archive_url=url) == "Success"
+    assert server.call("/is_staged", archive_url=url, artifacts="stateful") == "True"
+
+    everything = server.session.post(path, json={"archive_url": url})
+    assert everything.status_code == 202
+    assert server.call("/wait_for_status", archive_url=url) == "Success"
+    assert server.call("/is_staged", archive_url=url, artifacts="autotest") == "True"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"archive_url": "gs://bucket/other/build"}, 400),
+        ({"archive_url": "gs://bucket/t/b", "artifacts": ["bogus"]}, 400),
+        ({"archive_url": "gs://bucket/t/b", "artifacts": "stateful"}, 400),
+        ({"archive_url": 7}, 400),
+        ({"archive_url": "https://elsewhere/t/b"}, 403),
+        ([], 400),
+    ],
+)
+def test_wrong_json_is_refused_as_json(
+    body: object, status: int, serve: Serve, server: RunningServer
+) -> None:
+    # gs:// is not on this server's list: what is wrong is found before that, or is that.
+    answer = server.session.post(f"{server.url}/api/v1/builds/t/b", json=body)
+    assert answer.status_code in {status, 403}
+    assert answer.json()["error"]["message"]
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+def test_a_body_that_is_no_json_is_refused(server: RunningServer) -> None:
+    for headers in ({"Content-Type": "application/json"}, {}):
+        answer = server.session.post(
+            f"{server.url}/api/v1/builds/t/b", data=b"{nonsense", headers=headers
+        )
+        assert answer.status_code == 400
+
+
+def test_pages_of_other_sites_change_nothing(server: RunningServer, url: str) -> None:
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        for call in ("/download", "/stage?artifacts=stateful"):
+            answer = server.session.get(
+                server.url + call, params={"archive_url": url}, headers=headers
+            )
+            assert answer.status_code == 403
+        dropped = server.session.delete(f"{server.url}/api/v1/builds/{NAME}", headers=headers)
+        assert dropped.status_code == 403
+    own = server.session.get(
+        f"{server.url}/download", params={"archive_url": url}, headers={"Origin": server.url}
+    )
+    assert own.text == "Success"
+
+
+def test_a_file_tells_its_size_and_sha256(server: RunningServer, sample_archive: Path) -> None:
+    data = (sample_archive / NAME / FULL_PAYLOAD).read_bytes()
+    expected = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    for _ in range(2):
+        info = server.get(f"/api/fileinfo/{NAME}/update.gz").json()
+        assert info == {"size": len(data), "sha256": expected}
+    assert server.get(f"/api/fileinfo/{NAME}/nothing").status_code == 404
+    assert server.get("/api/fileinfo/no/build/file").status_code == 404
+    assert server.get(f"/api/fileinfo/{NAME}/%2e%2e/x").status_code in {400, 404}

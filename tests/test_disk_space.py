@@ -1,0 +1,100 @@
+"""Room on the disk: checked before a plan starts, and survived when it ends on the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from archive_server import ArchiveServer
+from conftest import Serve, missing_tool
+
+from artifacts.commands.sample_build import BUILD, TARGET
+
+NAME = f"{TARGET}/{BUILD}"
+DISK_BYTES = 20 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MiB."""
+    directory = tmp_path / "server" / "static"
+    directory.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(directory)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        missing_tool("the right to mount a small file system")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def make_build(directory: Path, build: str, size_bytes: int) -> None:
+    (directory / "board" / build).mkdir(parents=True)
+    (directory / "board" / build / "x_full_y.bin").write_bytes(os.urandom(size_bytes))
+
+
+def test_a_plan_that_does_not_fit_is_507_with_the_numbers(
+    serve: Serve, small_disk: Path, archive_directory: Path
+) -> None:
+    make_build(archive_directory, "R1-1.0.0", 30_000_000)
+    make_build(archive_directory, "R1-2.0.0", 5_000_000)
+    server = serve("--allow-archive", f"file://{archive_directory}")
+    url = f"file://{archive_directory}/board/R1-1.0.0"
+    failure = server.get("/download", archive_url=url)
+    assert failure.status_code == 507
+    assert "30.0 MB" in failure.text and "free" in failure.text
+    assert server.get("/wait_for_status", archive_url=url).status_code == 507
+    assert not list((small_disk / ".devserver" / "tmp").iterdir())
+    fits = f"file://{archive_directory}/board/R1-2.0.0"
+    assert server.call("/download", archive_url=fits) == "Success"
+
+
+def test_a_disk_that_fills_up_on_the_way_fails_cleanly_and_the_server_lives_on(
+    serve: Serve, small_disk: Path, archive_directory: Path
+) -> None:
+    make_build(archive_directory, "R1-1.0.0", 30_000_000)
+    make_build(archive_directory, "R1-2.0.0", 5_000_000)
+    # Nothing tells the size beforehand.
+    with ArchiveServer(archive_directory, head=False) as archive:
+        server = serve("--allow-archive", archive.url)
+        for build in ("R1-1.0.0", "R1-2.0.0"):
+            archive.listing_override(f"/board/{build}/UPLOADED", b"x_full_y.bin", "text/plain")
+        url = f"{archive.url}/board/R1-1.0.0"
+        failure = server.get("/download", archive_url=url)
+        assert failure.status_code == 507, failure.text
+        assert "disk is full" in failure.text
+        assert server.get("/wait_for_status", archive_url=url).status_code == 507
+        assert not list((small_disk / ".devserver" / "tmp").iterdir())
+        assert server.call("/download", archive_url=f"{archive.url}/board/R1-2.0.0") == "Success"
+        assert server.get("/ready").status_code == 503 or server.get("/ready").status_code == 200
+
+
+def test_an_archive_that_unpacks_to_more_than_there_is_room_for_leaves_nothing(
+    serve: Serve, small_disk: Path, archive_directory: Path, tmp_path: Path
+) -> None:
+    build = archive_directory / "board" / "R1-3.0.0"
+    build.mkdir(parents=True)
+    big = tmp_path / "autotest"
+    big.mkdir()
+    (big / "control").write_bytes(bytes(60_000_000))
+    tar = ["tar", "-cjf", str(build / "autotest.tar.bz2"), "-C", str(tmp_path), "autotest"]
+    subprocess.run(tar, check=True)
+    server = serve("--allow-archive", f"file://{archive_directory}")
+    url = f"file://{build}"
+    failure = server.get("/stage", archive_url=url, artifacts="autotest")
+    assert failure.status_code == 507, failure.text
+    assert server.get("/static/board/R1-3.0.0/autotest/control").status_code == 404
+    assert not (small_disk / "board" / "R1-3.0.0" / "autotest").exists()
+    assert server.get("/health").status_code == 200
+
+
+def test_unpacking_keeps_to_its_limits(serve: Serve, archive_directory: Path) -> None:
+    url = f"file://{archive_directory}/{NAME}"
+    server = serve(
+        *("--allow-archive", f"file://{archive_directory}"),
+        *("--max-members", "10"),
+    )
+    failure = server.get("/stage", archive_url=url, artifacts="autotest")
+    assert failure.status_code == 502
+    assert "10" in failure.text
