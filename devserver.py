@@ -490,10 +490,12 @@ def _set_up_logging(level: str) -> None:
 def _raise_open_files_limit() -> None:
     """Allow as many open files as the system lets: each waiting client is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    # macOS names no hard limit, and takes none above 10,240.
+    for wanted in (65536, 10240) if hard == resource.RLIM_INFINITY else (hard,):
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                return
 
 
 class _Commands(click.Group):

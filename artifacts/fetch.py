@@ -154,11 +154,11 @@ class Fetch:
     def open_reader(self) -> GrowingFile:
         """Return a reader of the bytes from the start; blocks until there is a file to read."""
         with self._changed:
-            while self._attempt is None:
+            while True:
                 self._raise_failure()
+                if self._attempt is not None and not self._attempt.abandoned:
+                    return GrowingFile(self, self._attempt)
                 self._changed.wait()
-            self._raise_failure()
-            return GrowingFile(self, self._attempt)
 
     @property
     def bytes_done(self) -> int:
