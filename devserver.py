@@ -7,8 +7,6 @@ import contextlib
 import logging
 import os
 import re
-import resource
-import signal
 import socket
 import tempfile
 import threading
@@ -28,13 +26,15 @@ from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
 from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file
-from artifacts.disk import DirectoryLock, write_durably
+from artifacts.disk import DirectoryLock
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.extract import UnpackLimits
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
+from artifacts.process import announced, raise_open_files_limit, set_up_logging, signalled_end
 from artifacts.retries import RetryLimits
-from artifacts.serving.answer import Answer, json_answer, json_error, text_error
+from artifacts.serving.answer import Answer, json_answer, text_error
+from artifacts.serving.application import mount
 from artifacts.serving.builds_api import BuildsApi, FileInfo
 from artifacts.serving.handlers import (
     Arguments,
@@ -334,9 +334,7 @@ class Parts:
     def _bind(self) -> HttpServer:
         """Listen where the configuration says: by default on IPv6 and IPv4, else on IPv4 alone."""
         config = self.config
-        application = cherrypy.tree.mount(Lab(self), "/", _CHERRYPY)
-        application.log.access_log.disabled = True
-        application.log.error_log.setLevel(logging.WARNING)
+        application = mount(Lab(self))
         hosts = [config.host] if config.host else ["::", "0.0.0.0"]
         for host in hosts:
             server = HttpServer((host, config.port), application, config.threads)
@@ -364,9 +362,9 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     Raises:
         DevserverError: a directory, the port or the catalog cannot be used.
     """
-    _set_up_logging(config.log_level)
-    _raise_open_files_limit()
-    ended = _signalled_end()
+    set_up_logging(config.log_level)
+    raise_open_files_limit()
+    ended = signalled_end()
     parts = Parts(config)
     engine = cherrypy.engine
     engine.autoreload.unsubscribe()
@@ -375,7 +373,7 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     # Before everything else: while requests are still answered.
     engine.subscribe("stop", parts.stop, priority=10)
     engine.start()
-    with _announced(config, parts):
+    with announced({config.portfile: str(parts.port), config.pidfile: str(os.getpid())}):
         _log.info("serving on port %d, files in %s", parts.port, config.static_directory)
         if meanwhile is not None:
             threading.Thread(target=meanwhile, args=(parts,), name="meanwhile", daemon=True).start()
@@ -383,74 +381,6 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
         _log.info("ending; what is under way gets %.0f s", config.shutdown_timeout)
         engine.exit()
     _log.info("ended")
-
-
-def _signalled_end() -> threading.Event:
-    """Return what SIGTERM and Ctrl-C set; the second of them ends the process on the spot."""
-    ended = threading.Event()
-
-    def end(*_: object) -> None:
-        if ended.is_set():
-            os._exit(1)
-        ended.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    return ended
-
-
-@contextlib.contextmanager
-def _announced(config: Config, parts: Parts) -> Iterator[None]:
-    """Write the port and the process id, now that requests are answered; remove them in the end."""
-    files = {config.portfile: str(parts.port), config.pidfile: str(os.getpid())}
-    try:
-        for path, text in files.items():
-            if path is not None:
-                write_durably(path.absolute(), text.encode("ascii"))
-        yield
-    finally:
-        for path in files:
-            if path is not None:
-                path.unlink(missing_ok=True)
-
-
-def _error_page(**about: Any) -> bytes:
-    """Say in one line what CherryPy refuses by itself."""
-    status, message = int(str(about["status"]).split(" ")[0]), str(about["message"])
-    if "query string" in message:
-        # CherryPy calls that 404.
-        status, message = 400, "the query is not UTF-8 when decoded"
-    elif status == 404:
-        message = f"no such call: {cherrypy.request.path_info}"
-    elif status == 500:
-        message = "internal error; the server's log says more"
-    shape = json_error if cherrypy.request.path_info.startswith("/api/") else text_error
-    answer = shape(DevserverError(message, status=status, code=f"http_{status}"))
-    cherrypy.response.status = answer.status
-    cherrypy.response.headers["Content-Type"] = answer.content_type
-    return answer.body
-
-
-def _strip_padding() -> None:
-    """Undo what CherryPy does to error pages for a browser of long ago: blanks up to 512 bytes."""
-    response = cherrypy.serving.response
-    if not response.stream and int(str(response.status or 200).split(" ")[0]) >= 400:
-        response.body = [response.collapse_body().rstrip(b" ")]
-        response.headers["Content-Length"] = str(len(response.body[0]))
-
-
-cherrypy.tools.stripped_padding = cherrypy.Tool("before_finalize", _strip_padding)
-
-_CHERRYPY = {
-    "/": {
-        "error_page.default": _error_page,
-        "request.show_tracebacks": False,
-        "request.show_mismatched_params": False,
-        "tools.stripped_padding.on": True,
-        "tools.trailing_slash.on": False,
-        "tools.encode.on": False,
-    }
-}
 
 
 def _documented_calls(lab: Lab) -> Iterator[tuple[str, str]]:
@@ -473,29 +403,6 @@ def _page_directory() -> Path:
     """Return where the page's files are: beside this file, or installed as their own package."""
     here = Path(__file__).resolve().parent
     return here / "static" if (here / "static").is_dir() else here / "devserver_page"
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    # CherryPy's own log is for what nobody expected; requests are logged when they are answered.
-    cherrypy.config.update({"log.screen": False, "checker.on": False})
-    cherrypy.log.error_log.setLevel(logging.WARNING)
-    cherrypy.log.access_log.disabled = True
-    for chatty in ("urllib3", "google"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
-
-
-def _raise_open_files_limit() -> None:
-    """Allow as many open files as the system lets: each waiting client is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # macOS names no hard limit, and takes none above 10,240.
-    for wanted in (65536, 10240) if hard == resource.RLIM_INFINITY else (hard,):
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-                return
 
 
 class _Commands(click.Group):

@@ -15,15 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
 from artifacts.catalog import Catalog
-from artifacts.checksums import Checksums, parse_sha256_lines
 from artifacts.errors import (
-    ArchiveError,
     BuildNotFound,
     Busy,
     Conflict,
@@ -35,22 +33,18 @@ from artifacts.fetch import Fetch, FetchLimits
 from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item, ItemState
 from artifacts.patterns import is_glob
-from artifacts.plan import Plan, make_plan, usable_files
+from artifacts.plan import Plan, make_plan
 from artifacts.recent_failures import RecentFailures
-from artifacts.retries import retrying
 from artifacts.shared_fetches import SharedFetches
 from artifacts.sources.registry import Sources
 from artifacts.sources.source import ArchiveFile
 from artifacts.space import Reservation
 from artifacts.staging import Staging
+from artifacts.survey import Survey
 from artifacts.task import Task, TaskState, Wish, first_failure, resolve
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
-
-# Files up to here are asked for without asking for their size before.
-_SMALL_BYTES = 4 << 20
-_MAX_CHECKSUM_FILE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -94,10 +88,17 @@ class Downloader:
         self.settled: Future[None] = Future()
         self._equipment = equipment
         self._source = equipment.sources.source_of(archive_url)
+        self._stopped = threading.Event()
+        self._survey = Survey(
+            self._source,
+            archive_url,
+            equipment.connections,
+            equipment.fetch_limits.retries,
+            self._stopped,
+        )
         self._failures = failures
         self._on_idle = on_idle
         self._fetches = SharedFetches(self._make_fetch)
-        self._stopped = threading.Event()
         # Guards the tasks and the count; never held while waiting for anything.
         self._lock = threading.RLock()
         self._tasks: dict[Item, Task] = {}
@@ -180,14 +181,14 @@ class Downloader:
         """List the archive, decide what to fetch, and begin."""
         reservation: Reservation | None = None
         try:
-            listing = self._list()
+            listing = self._survey.list()
             plan = make_plan(
                 {task.item: task.wish.may_be_absent for task in tasks},
                 listing,
                 self._equipment.catalog,
                 self.build.name,
             )
-            listing = self._described(plan, listing)
+            listing = self._survey.describe(plan.archive_names, listing)
             reservation = self._reserve(plan, listing, tasks)
             states = {item: ItemState.ASKED for item in plan.items}
             states.update(dict.fromkeys(plan.absent, ItemState.ABSENT))
@@ -286,72 +287,6 @@ class Downloader:
             return storage_error(error, str(self.build.name))
         _log.error("%s of %s failed", doing, self.archive_url, exc_info=error)
         return DevserverError(f"{doing} failed: {type(error).__name__}; the server's log says more")
-
-    # --- what the archive has
-
-    def _list(self) -> dict[str, ArchiveFile]:
-        retries = self._equipment.fetch_limits.retries
-        return usable_files(
-            retrying(lambda: self._source.list(self.archive_url), retries, self._stopped)
-        )
-
-    def _described(self, plan: Plan, listing: Mapping[str, ArchiveFile]) -> dict[str, ArchiveFile]:
-        """Return the plan's files with sizes and checksums, asking for what the listing lacks."""
-        names = {file.archive_name for item in plan.items.values() for file in item.files}
-        files = {name: listing[name] for name in names}
-        unknown = [
-            file
-            for file in files.values()
-            if not file.size_is_exact and (file.size is None or file.size > _SMALL_BYTES)
-        ]
-        files.update(
-            (file.name, file) for file in self._equipment.connections.map(self._stat, unknown)
-        )
-        unchecked = [name for name, file in files.items() if not file.checksums]
-        for name, sha256 in self._sha256_beside(unchecked, listing).items():
-            files[name] = replace(files[name], checksums=Checksums(sha256=sha256))
-        return files
-
-    def _stat(self, file: ArchiveFile) -> ArchiveFile:
-        """Describe a file; where the archive cannot, let the fetch find out."""
-        try:
-            retries = self._equipment.fetch_limits.retries
-            return retrying(
-                lambda: self._source.stat(self.archive_url, file.name), retries, self._stopped
-            )
-        except ArchiveError as error:
-            _log.info("%s of %s: %s", file.name, self.archive_url, error.message)
-            return file
-
-    def _sha256_beside(
-        self, names: list[str], listing: Mapping[str, ArchiveFile]
-    ) -> dict[str, bytes]:
-        """Read ``SHA256SUMS``, and ``NAME.sha256`` for what it does not have."""
-        digests: dict[str, bytes] = {}
-        if names and "SHA256SUMS" in listing:
-            digests.update(parse_sha256_lines(self._read_small(listing["SHA256SUMS"])))
-        for name in names:
-            beside = listing.get(f"{name}.sha256")
-            if name not in digests and beside is not None:
-                said = parse_sha256_lines(self._read_small(beside))
-                digest = said.get("") or said.get(name.rpartition("/")[2]) or said.get(name)
-                if digest:
-                    digests[name] = digest
-        return {name: digests[name] for name in names if name in digests}
-
-    def _read_small(self, file: ArchiveFile) -> str:
-        def read() -> bytes:
-            blocks, total = [], 0
-            with self._source.open(self.archive_url, file) as opened:
-                while block := opened.read(1 << 20):
-                    blocks.append(block)
-                    total += len(block)
-                    if total > _MAX_CHECKSUM_FILE_BYTES:
-                        raise ArchiveError(f"{file.name} is too large for a list of checksums")
-            return b"".join(blocks)
-
-        data = retrying(read, self._equipment.fetch_limits.retries, self._stopped)
-        return data.decode("utf-8", "replace")
 
     def _reserve(
         self, plan: Plan, listing: Mapping[str, ArchiveFile], tasks: list[Task]

@@ -49,6 +49,11 @@ class Plan:
     items: Mapping[Item, PlannedItem]
     absent: tuple[Item, ...]
 
+    @property
+    def archive_names(self) -> set[str]:
+        """The files of the archive that are needed."""
+        return {file.archive_name for item in self.items.values() for file in item.files}
+
 
 def usable_files(files: Iterable[ArchiveFile]) -> dict[str, ArchiveFile]:
     """Return the files of a listing by name, without those whose names cannot be published."""

@@ -1,0 +1,67 @@
+"""The process that a server is: log, limits, signals, and the files that announce it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import cherrypy
+
+from artifacts.disk import write_durably
+
+
+def set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    # CherryPy's own log is for what nobody expected; requests are logged when they are answered.
+    cherrypy.config.update({"log.screen": False, "checker.on": False})
+    cherrypy.log.error_log.setLevel(logging.WARNING)
+    cherrypy.log.access_log.disabled = True
+    for chatty in ("urllib3", "google"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many open files as the system lets: each waiting client is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS names no hard limit, and takes none above 10,240.
+    for wanted in (65536, 10240) if hard == resource.RLIM_INFINITY else (hard,):
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                return
+
+
+def signalled_end() -> threading.Event:
+    """Return what SIGTERM and Ctrl-C set; the second of them ends the process on the spot."""
+    ended = threading.Event()
+
+    def end(*_: object) -> None:
+        if ended.is_set():
+            os._exit(1)
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return ended
+
+
+@contextlib.contextmanager
+def announced(files: Mapping[Path | None, str]) -> Iterator[None]:
+    """Write files (port, process id), and remove them in the end; None stands for no file."""
+    paths = [path.absolute() for path in files if path is not None]
+    try:
+        for path, text in files.items():
+            if path is not None:
+                write_durably(path.absolute(), text.encode("ascii"))
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""How CherryPy is set up: our words for what it refuses by itself, and none of its habits."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import cherrypy
+
+from artifacts.errors import DevserverError
+from artifacts.serving.answer import json_error, text_error
+
+
+def mount(root: object) -> Any:
+    """Mount ``root`` as the application at ``/``, and return it as a WSGI application."""
+    application = cherrypy.tree.mount(root, "/", {"/": _SETTINGS})
+    # Requests are logged when they are answered, by the server.
+    application.log.access_log.disabled = True
+    application.log.error_log.setLevel(logging.WARNING)
+    return application
+
+
+def _error_page(**about: Any) -> bytes:
+    """Say in one line what CherryPy refuses by itself."""
+    status, message = int(str(about["status"]).split(" ")[0]), str(about["message"])
+    if "query string" in message:
+        # CherryPy calls that 404.
+        status, message = 400, "the query is not UTF-8 when decoded"
+    elif status == 404:
+        message = f"no such call: {cherrypy.request.path_info}"
+    elif status == 500:
+        message = "internal error; the server's log says more"
+    shape = json_error if cherrypy.request.path_info.startswith("/api/") else text_error
+    answer = shape(DevserverError(message, status=status, code=f"http_{status}"))
+    cherrypy.response.status = answer.status
+    cherrypy.response.headers["Content-Type"] = answer.content_type
+    return answer.body
+
+
+def _strip_padding() -> None:
+    """Undo what CherryPy does to error pages for a browser of long ago: blanks up to 512 bytes."""
+    response = cherrypy.serving.response
+    if not response.stream and int(str(response.status or 200).split(" ")[0]) >= 400:
+        response.body = [response.collapse_body().rstrip(b" ")]
+        response.headers["Content-Length"] = str(len(response.body[0]))
+
+
+cherrypy.tools.stripped_padding = cherrypy.Tool("before_finalize", _strip_padding)
+
+_SETTINGS = {
+    "error_page.default": _error_page,
+    "request.show_tracebacks": False,
+    "request.show_mismatched_params": False,
+    "tools.stripped_padding.on": True,
+    "tools.trailing_slash.on": False,
+    "tools.encode.on": False,
+}

@@ -1,0 +1,110 @@
+"""Survey: what an archive has of a build, before anything of it is fetched."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from artifacts.archive_url import ArchiveUrl
+from artifacts.checksums import Checksums, parse_sha256_lines
+from artifacts.errors import ArchiveError
+from artifacts.plan import usable_files
+from artifacts.retries import RetryLimits, retrying
+from artifacts.sources.source import ArchiveFile, Source
+from artifacts.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+# Files up to here are asked for without asking for their size before.
+_SMALL_BYTES = 4 << 20
+_MAX_CHECKSUM_FILE_BYTES = 16 << 20
+_BLOCK_BYTES = 1 << 20
+
+
+class Survey:
+    """Asks one archive about one build; failures that may pass are tried again."""
+
+    def __init__(
+        self,
+        source: Source,
+        archive_url: ArchiveUrl,
+        connections: Workers,
+        retries: RetryLimits,
+        stopped: threading.Event,
+    ) -> None:
+        """``stopped``, when set, ends pauses between tries."""
+        self._source = source
+        self._archive_url = archive_url
+        self._connections = connections
+        self._retries = retries
+        self._stopped = stopped
+
+    def list(self) -> dict[str, ArchiveFile]:
+        """Return the build's files, by name, that can be published.
+
+        Raises:
+            BuildNotFound: the archive has no such build.
+            ArchiveError: it cannot be listed.
+        """
+        return usable_files(
+            retrying(lambda: self._source.list(self._archive_url), self._retries, self._stopped)
+        )
+
+    def describe(
+        self, names: Collection[str], listing: Mapping[str, ArchiveFile]
+    ) -> dict[str, ArchiveFile]:
+        """Return the files of ``names``, with sizes and checksums that the listing lacks."""
+        files = {name: listing[name] for name in names}
+        unknown = [
+            file
+            for file in files.values()
+            if not file.size_is_exact and (file.size is None or file.size > _SMALL_BYTES)
+        ]
+        files.update((file.name, file) for file in self._connections.map(self._stat, unknown))
+        unchecked = [name for name, file in files.items() if not file.checksums]
+        for name, sha256 in self._sha256_beside(unchecked, listing).items():
+            files[name] = replace(files[name], checksums=Checksums(sha256=sha256))
+        return files
+
+    def _stat(self, file: ArchiveFile) -> ArchiveFile:
+        """Describe a file; where the archive cannot, let the fetch find out."""
+        try:
+            return retrying(
+                lambda: self._source.stat(self._archive_url, file.name),
+                self._retries,
+                self._stopped,
+            )
+        except ArchiveError as error:
+            _log.info("%s of %s: %s", file.name, self._archive_url, error.message)
+            return file
+
+    def _sha256_beside(
+        self, names: Collection[str], listing: Mapping[str, ArchiveFile]
+    ) -> dict[str, bytes]:
+        """Read ``SHA256SUMS``, and ``NAME.sha256`` for what it does not have."""
+        digests: dict[str, bytes] = {}
+        if names and "SHA256SUMS" in listing:
+            digests.update(parse_sha256_lines(self._read(listing["SHA256SUMS"])))
+        for name in names:
+            beside = listing.get(f"{name}.sha256")
+            if name not in digests and beside is not None:
+                said = parse_sha256_lines(self._read(beside))
+                digest = said.get("") or said.get(name.rpartition("/")[2]) or said.get(name)
+                if digest:
+                    digests[name] = digest
+        return {name: digests[name] for name in names if name in digests}
+
+    def _read(self, file: ArchiveFile) -> str:
+        def read() -> bytes:
+            blocks, total = [], 0
+            with self._source.open(self._archive_url, file) as opened:
+                while block := opened.read(_BLOCK_BYTES):
+                    blocks.append(block)
+                    total += len(block)
+                    if total > _MAX_CHECKSUM_FILE_BYTES:
+                        raise ArchiveError(f"{file.name} is too large for a list of checksums")
+            return b"".join(blocks)
+
+        return retrying(read, self._retries, self._stopped).decode("utf-8", "replace")
