@@ -266,6 +266,7 @@ class Parts:
     def __init__(self, config: Config) -> None:
         """Take the directories and bind the port; raise DevserverError where that fails."""
         self.config = config
+        self._allow_list = config.allow_list
         catalog = Catalog.load(config.catalog)
         with contextlib.ExitStack() as undo:
             data_lock = DirectoryLock(config.data_dir, config.data_dir / "lock")
@@ -273,7 +274,7 @@ class Parts:
             self.staging = Staging(config.static_directory.absolute())
             undo.callback(self.staging.close)
             timeouts = Timeouts(config.connect_timeout, config.stall_timeout)
-            self.sources = Sources(config.allow_list, timeouts, config.max_connections)
+            self.sources = Sources(self._allow_list, timeouts, config.max_connections)
             undo.callback(self.sources.close)
             self.connections = Workers("connection", config.max_connections)
             # A read that hangs ends with the process.
@@ -310,7 +311,7 @@ class Parts:
                 )
             text = f"{self.config.archive_root.rstrip('/')}/{BuildName.parse(text)}"
         archive_url = ArchiveUrl.parse(text)
-        self.config.allow_list.check(archive_url)
+        self._allow_list.check(archive_url)
         self.sources.source_of(archive_url)
         return archive_url
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
 from artifacts.disk import DirectoryLock, boot_id, fsync_directory, write_durably
-from artifacts.errors import BadRequest, BuildNotFound, Conflict
+from artifacts.errors import BadRequest, BuildNotFound, Conflict, DevserverError
 from artifacts.space import Space
 from artifacts.workers import Workers
 
@@ -47,8 +47,6 @@ class Staging:
         self._temporary = own / "tmp"
         self._trash = own / "trash"
         self._markers = own / "under_way"
-        for directory in (self._records, self._temporary, self._trash, self._markers):
-            directory.mkdir(exist_ok=True)
         self.space = Space(static_directory)
         self._boot_id = boot_id()
         # Guards the two dictionaries and the claims; never held during I/O on a build's files.
@@ -57,7 +55,13 @@ class Staging:
         self._recent: OrderedDict[BuildName, Build] = OrderedDict()
         self._claims: dict[BuildName, ArchiveUrl] = {}
         self._cleaner = Workers("cleaner", 1)
-        self._clean_up_after_crash()
+        try:
+            for directory in (self._records, self._temporary, self._trash, self._markers):
+                directory.mkdir(exist_ok=True)
+            self._clean_up_after_crash()
+        except OSError as error:
+            self.close()
+            raise DevserverError(f"cannot use {static_directory}: {error}") from error
 
     def close(self) -> None:
         self._cleaner.close(timeout_seconds=5)

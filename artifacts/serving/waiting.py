@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from artifacts.errors import Busy, TimedOut
-from artifacts.serving.answer import Answer
+from artifacts.serving.answer import Answer, text_error
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,12 @@ class WaitingRoom:
     def _dismiss(self, number: int, outcome: Future[Any]) -> None:
         guest = self._take(number)
         if guest is not None:
-            guest.connection.prepare_answer(guest.wait.answer(outcome))
+            try:
+                answer = guest.wait.answer(outcome)
+            except Exception as error:
+                # The edge of a request: it has to be answered, whatever went wrong.
+                answer = text_error(error)
+            guest.connection.prepare_answer(answer)
             self._release(guest.connection)
 
     def _watch(self) -> None:
