@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ MakeFetch = Callable[..., Fetch]
 
 @pytest.fixture
 def content(tmp_path: Path) -> bytes:
-    data = b"".join(number.to_bytes(4, "big") for number in range(SIZE // 4))
+    data = random.Random(SIZE).randbytes(SIZE)
     path = tmp_path / "archive" / FILE.lstrip("/")
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
