@@ -33,7 +33,7 @@ from artifacts.fetch import Fetch, FetchLimits
 from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item, ItemState
 from artifacts.patterns import is_glob
-from artifacts.plan import Plan, make_plan
+from artifacts.plan import Plan, PlannedItem, make_plan
 from artifacts.recent_failures import RecentFailures
 from artifacts.shared_fetches import SharedFetches
 from artifacts.sources.registry import Sources
@@ -188,7 +188,10 @@ class Downloader:
                 self._equipment.catalog,
                 self.build.name,
             )
-            listing = self._survey.describe(plan.archive_names, listing)
+            listing = {name: listing[name] for name in plan.archive_names}
+            # What comes later is described later: it must not hold up what is urgent.
+            at_once = [plan.items[t.item] for t in tasks if t.item in plan.items and not t.gate]
+            listing.update(self._describe(at_once, listing))
             reservation = self._reserve(plan, listing, tasks)
             states = {item: ItemState.ASKED for item in plan.items}
             states.update(dict.fromkeys(plan.absent, ItemState.ABSENT))
@@ -203,12 +206,13 @@ class Downloader:
             for task in tasks:
                 self._finish(task, failure, is_recorded=True)
             return
-        first_or_last = first_failure([task.future for task in tasks])
-        first_or_last.add_done_callback(lambda _: reservation.release())
+        ended = first_failure([task.future for task in tasks])
+        ended.add_done_callback(lambda _: reservation.release())
         with self._lock:
             self._listing.update(listing)
             for task in tasks:
                 task.planned = plan.items.get(task.item)
+                task.is_described = task.planned in at_once
         for task in tasks:
             if task.planned is None:
                 self._finish(task)
@@ -243,6 +247,11 @@ class Downloader:
 
     def _run(self, task: Task) -> None:
         try:
+            if not task.is_described and task.planned is not None:
+                described = self._describe([task.planned], self._listing)
+                with self._lock:
+                    self._listing.update(described)
+                task.sizes = {name: file.size for name, file in described.items()}
             task.run(
                 self.build,
                 self._equipment.staging,
@@ -287,6 +296,11 @@ class Downloader:
             return storage_error(error, str(self.build.name))
         _log.error("%s of %s failed", doing, self.archive_url, exc_info=error)
         return DevserverError(f"{doing} failed: {type(error).__name__}; the server's log says more")
+
+    def _describe(
+        self, items: Iterable[PlannedItem], listing: Mapping[str, ArchiveFile]
+    ) -> dict[str, ArchiveFile]:
+        return self._survey.describe(listing[f.archive_name] for i in items for f in i.files)
 
     def _reserve(
         self, plan: Plan, listing: Mapping[str, ArchiveFile], tasks: list[Task]

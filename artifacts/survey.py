@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from artifacts.archive_url import ArchiveUrl
@@ -40,6 +40,9 @@ class Survey:
         self._connections = connections
         self._retries = retries
         self._stopped = stopped
+        self._listing: dict[str, ArchiveFile] = {}
+        self._lock = threading.Lock()  # guards reading SHA256SUMS, so that it is read once
+        self._sha256sums: dict[str, bytes] | None = None
 
     def list(self) -> dict[str, ArchiveFile]:
         """Return the build's files, by name, that can be published.
@@ -48,15 +51,15 @@ class Survey:
             BuildNotFound: the archive has no such build.
             ArchiveError: it cannot be listed.
         """
-        return usable_files(
-            retrying(lambda: self._source.list(self._archive_url), self._retries, self._stopped)
+        listed = retrying(
+            lambda: self._source.list(self._archive_url), self._retries, self._stopped
         )
+        self._listing, self._sha256sums = usable_files(listed), None
+        return dict(self._listing)
 
-    def describe(
-        self, names: Collection[str], listing: Mapping[str, ArchiveFile]
-    ) -> dict[str, ArchiveFile]:
-        """Return the files of ``names``, with sizes and checksums that the listing lacks."""
-        files = {name: listing[name] for name in names}
+    def describe(self, listed: Iterable[ArchiveFile]) -> dict[str, ArchiveFile]:
+        """Return files, by name, with the sizes and checksums that their listing lacks."""
+        files = {file.name: file for file in listed}
         unknown = [
             file
             for file in files.values()
@@ -64,7 +67,7 @@ class Survey:
         ]
         files.update((file.name, file) for file in self._connections.map(self._stat, unknown))
         unchecked = [name for name, file in files.items() if not file.checksums]
-        for name, sha256 in self._sha256_beside(unchecked, listing).items():
+        for name, sha256 in self._sha256_beside(unchecked).items():
             files[name] = replace(files[name], checksums=Checksums(sha256=sha256))
         return files
 
@@ -80,21 +83,24 @@ class Survey:
             _log.info("%s of %s: %s", file.name, self._archive_url, error.message)
             return file
 
-    def _sha256_beside(
-        self, names: Collection[str], listing: Mapping[str, ArchiveFile]
-    ) -> dict[str, bytes]:
+    def _sha256_beside(self, names: Collection[str]) -> dict[str, bytes]:
         """Read ``SHA256SUMS``, and ``NAME.sha256`` for what it does not have."""
-        digests: dict[str, bytes] = {}
-        if names and "SHA256SUMS" in listing:
-            digests.update(parse_sha256_lines(self._read(listing["SHA256SUMS"])))
+        digests = dict(self._read_sha256sums()) if names else {}
         for name in names:
-            beside = listing.get(f"{name}.sha256")
+            beside = self._listing.get(f"{name}.sha256")
             if name not in digests and beside is not None:
                 said = parse_sha256_lines(self._read(beside))
                 digest = said.get("") or said.get(name.rpartition("/")[2]) or said.get(name)
                 if digest:
                     digests[name] = digest
         return {name: digests[name] for name in names if name in digests}
+
+    def _read_sha256sums(self) -> Mapping[str, bytes]:
+        with self._lock:
+            if self._sha256sums is None:
+                file = self._listing.get("SHA256SUMS")
+                self._sha256sums = parse_sha256_lines(self._read(file)) if file else {}
+            return self._sha256sums
 
     def _read(self, file: ArchiveFile) -> str:
         def read() -> bytes:

@@ -50,6 +50,7 @@ class Task:
         self.state = TaskState.WAITING
         self.error: DevserverError | None = None
         self.is_begun = False
+        self.is_described = False
         self.planned: PlannedItem | None = None
         self.sizes: dict[str, int | None] = {}
         self._lock = threading.Lock()  # guards the fetches

@@ -81,6 +81,22 @@ def test_the_foreground_is_answered_while_the_background_goes_on(
     assert server.call("/latestbuild", target=TARGET) == BUILD
 
 
+def test_nothing_of_the_background_holds_up_the_foreground(
+    server: RunningServer, archive: ArchiveServer, build_url: str
+) -> None:
+    hold = threading.Event()
+    for name in ("autotest.tar.bz2", N_TO_N_PAYLOAD):
+        archive.misbehave(f"/{NAME}/{name}", Fault(hold=hold, reset=True, head_too=True))
+    response = server.session.get(
+        f"{server.url}/download", params={"archive_url": build_url}, timeout=10
+    )
+    assert response.text == "Success"
+    assert server.get("/wait_for_status?timeout=0.1", archive_url=build_url).status_code == 504
+    archive.behave()
+    hold.set()
+    assert server.call("/wait_for_status", archive_url=build_url) == "Success"
+
+
 def test_the_work_outlives_the_client_that_asked_for_it(
     server: RunningServer, archive: ArchiveServer, build_url: str
 ) -> None:
