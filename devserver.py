@@ -57,6 +57,7 @@ _log = logging.getLogger("devserver")
 
 # Threads that plan, unpack and publish. They mostly wait for bytes.
 _STAGING_THREADS = 128
+_WRITEBACK_THREADS = 4
 _MIN_FREE_BYTES_TO_BE_READY = 64 << 20
 
 
@@ -279,6 +280,8 @@ class Parts:
             self.connections = Workers("connection", config.max_connections)
             # A read that hangs ends with the process.
             undo.callback(lambda: self.connections.close(timeout_seconds=1))
+            writeback = Workers("writeback", _WRITEBACK_THREADS)
+            undo.callback(lambda: writeback.close(timeout_seconds=5))
             self.threads = Workers("staging", _STAGING_THREADS)
             undo.callback(lambda: self.threads.close(timeout_seconds=5))
             equipment = Equipment(
@@ -286,6 +289,7 @@ class Parts:
                 self.sources,
                 catalog,
                 self.connections,
+                writeback,
                 self.threads,
                 FetchLimits(config.connections, RetryLimits(config.tries)),
                 UnpackLimits(config.max_unpacked, config.max_members),

@@ -53,6 +53,7 @@ class Equipment:
 
     Attributes:
         connections: threads that read from archives; their limit is that of parallel connections.
+        writeback: threads that wait for the disk while more comes.
         threads: those that plan, unpack and publish.
     """
 
@@ -60,6 +61,7 @@ class Equipment:
     sources: Sources
     catalog: Catalog
     connections: Workers
+    writeback: Workers
     threads: Workers
     fetch_limits: FetchLimits
     unpack_limits: UnpackLimits
@@ -320,6 +322,7 @@ class Downloader:
             file,
             self._equipment.staging.temporary_directory,
             self._equipment.connections,
+            self._equipment.writeback,
             self._equipment.fetch_limits,
         )
 

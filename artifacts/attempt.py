@@ -15,6 +15,11 @@ from artifacts.intervals import Intervals
 from artifacts.sources.source import ArchiveFile, OpenedRange
 
 BLOCK_BYTES = 1 << 20
+# What has come is written out to the disk in portions of this size while more comes, so that making
+# the whole durable takes no time in the end.
+_WRITEBACK_BYTES = 64 << 20
+# macOS has no fdatasync.
+_write_out = getattr(os, "fdatasync", os.fsync)
 _MIN_PIECE_BYTES = 4 << 20
 _USUAL_PIECE_BYTES = 8 << 20
 
@@ -43,8 +48,11 @@ class Attempt:
         self.size = file.size if file.size_is_exact else None
         self.present = Intervals()
         self._next_offset = 0
+        self._written_out_bytes = 0
+        self._is_writing_out = False
         self._taken_whole = False
-        self.pieces_under_way = 0
+        # Pieces and writebacks that use the descriptor; the last one out closes it.
+        self.users = 0
         self.abandoned = False
         self.verified = False
         self._verifier = Verifier()
@@ -87,6 +95,23 @@ class Attempt:
         return max(
             0, -(-(self.size - self._next_offset) // (self._piece_bytes or _MIN_PIECE_BYTES))
         )
+
+    def begin_writeback(self) -> bool:
+        """Whether to call ``write_out`` now, for which the attempt has got another user."""
+        is_due = self.present.total - self._written_out_bytes >= _WRITEBACK_BYTES
+        if not is_due or self._is_writing_out:
+            return False
+        self._written_out_bytes = self.present.total
+        self._is_writing_out = True
+        self.users += 1
+        return True
+
+    def write_out(self) -> None:
+        """Have the disk take what has come so far; called without the fetch's lock."""
+        try:
+            _write_out(self.descriptor)
+        finally:
+            self._is_writing_out = False
 
     def learn(self, opened: OpenedRange) -> None:
         """Take over what the archive's answer says of the file; raise ArchiveFileChanged."""
@@ -144,6 +169,6 @@ class Attempt:
         return self._verifier.sha256
 
     def close_if_unused(self) -> None:
-        if (self.abandoned or self.verified) and not self.pieces_under_way and self.descriptor >= 0:
+        if (self.abandoned or self.verified) and not self.users and self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1

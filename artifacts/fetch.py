@@ -46,9 +46,9 @@ _log = logging.getLogger(__name__)
 # Held back from readers until the whole file is verified.
 WITHHELD_BYTES = 64 << 10
 # An archive that takes longer than this to answer is worth several connections at once ...
-_SLOW_ANSWER_SECONDS = 0.005
+_SLOW_ANSWER_SECONDS = 0.015
 # ... and so is one that sends a connection fewer bytes a second than this.
-_SLOW_BYTES_PER_SECOND = 400e6
+_SLOW_BYTES_PER_SECOND = 150e6
 # A try that brought less than this counts as one that brought nothing.
 _PROGRESS_BYTES = 64 << 10
 _MAX_ATTEMPTS = 3
@@ -80,12 +80,15 @@ class Fetch:
         file: ArchiveFile,
         directory: Path,
         connections: Workers,
+        writeback: Workers,
         limits: FetchLimits,
     ) -> None:
+        """``connections`` are the threads that read, ``writeback`` those that wait for the disk."""
         self._source = source
         self._archive_url = archive_url
         self._directory = directory
         self._connections = connections
+        self._writeback = writeback
         self._limits = limits
         self._urgent = True
         # Guards all state below, and the attempt's; never held during I/O other than opening and
@@ -223,7 +226,7 @@ class Fetch:
                 except ArchiveFileChanged as error:
                     self._start_over(attempt, error)
                 finally:
-                    self._put_back(attempt)
+                    self._leave(attempt)
         except DevserverError as error:
             self._fail(error)
         except OSError as error:
@@ -248,13 +251,13 @@ class Fetch:
             piece = self._attempt.take_piece(self._limits.connections)
             if piece is None:
                 return None
-            self._attempt.pieces_under_way += 1
+            self._attempt.users += 1
             self._add_connections(self._attempt)
             return self._attempt, piece
 
-    def _put_back(self, attempt: Attempt) -> None:
+    def _leave(self, attempt: Attempt) -> None:
         with self._changed:
-            attempt.pieces_under_way -= 1
+            attempt.users -= 1
             attempt.close_if_unused()
 
     def _add_connections(self, attempt: Attempt) -> None:
@@ -365,9 +368,20 @@ class Fetch:
                 return False
             attempt.present.add(piece.position, offset)
             self._changed.notify_all()
+            is_writeback_due = attempt.begin_writeback()
+        if is_writeback_due:
+            self._writeback.submit(lambda: self._write_out(attempt))
         attempt.verify_from(piece.position, block, self._end_from(attempt))
         piece.position = offset
         return True
+
+    def _write_out(self, attempt: Attempt) -> None:
+        try:
+            attempt.write_out()
+        except OSError as error:
+            self._fail(storage_error(error, f"{self._archive_url}/{self.name}"))
+        finally:
+            self._leave(attempt)
 
     def _end_from(self, attempt: Attempt) -> Callable[[int], int]:
         def end_from(position: int) -> int:

@@ -33,17 +33,20 @@ def equipment(tmp_path: Path) -> Iterator[Equipment]:
     staging = Staging(tmp_path / "static")
     sources = Sources(AllowList(["http://", "file://"]), Timeouts(2, 2), 16)
     connections, threads = Workers("connection", 16), Workers("staging", 32)
+    writeback = Workers("writeback", 2)
     yield Equipment(
         staging,
         sources,
         Catalog.load("chromeos"),
         connections,
+        writeback,
         threads,
         FetchLimits(4, RetryLimits(2, 0.01)),
         UnpackLimits(),
     )
     assert threads.close(timeout_seconds=10)
     assert connections.close(timeout_seconds=10)
+    assert writeback.close(timeout_seconds=10)
     sources.close()
     staging.close()
 

@@ -17,8 +17,9 @@ from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.errors import ArchiveError, Busy
 from artifacts.fetch import WITHHELD_BYTES, Fetch, FetchLimits, FetchRestarted
 from artifacts.retries import RetryLimits
+from artifacts.sources.bare_session import BareSession
 from artifacts.sources.http import HttpSource
-from artifacts.sources.transport import Timeouts, Transport, new_session
+from artifacts.sources.transport import Timeouts, Transport
 from artifacts.workers import Workers
 
 FILE = "/t/b/payload"
@@ -51,22 +52,23 @@ def temporary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_fetch(archive: ArchiveServer, temporary: Path) -> Iterator[MakeFetch]:
-    session = new_session(16)
+    session = BareSession(16)
     source = HttpSource(Transport(session, Timeouts(2, 1), AllowList([archive.url])))
-    workers = Workers("connection", 16)
+    workers, writeback = Workers("connection", 16), Workers("writeback", 2)
     url = ArchiveUrl.parse(f"{archive.url}/t/b")
     made = []
 
     def make(connections: int = 8, tries: int = 3) -> Fetch:
         limits = FetchLimits(connections, RetryLimits(tries, 0.01))
         file = source.stat(url, "payload")
-        made.append(Fetch(source, url, file, temporary, workers, limits))
+        made.append(Fetch(source, url, file, temporary, workers, writeback, limits))
         return made[-1]
 
     yield make
     for fetch in made:
         fetch.discard()
     assert workers.close(timeout_seconds=10)
+    assert writeback.close(timeout_seconds=10)
     source.close()
 
 
