@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -10,8 +11,8 @@ from urllib.parse import quote, unquote
 from artifacts.errors import BadRequest, NotAllowed
 
 SCHEMES = ("gs", "s3", "http", "https", "file", "store")
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 _MAX_CHARACTERS = 2000
 _MAX_SEGMENT_BYTES = 255
@@ -84,6 +85,8 @@ class BuildName:
             check_segment(name, "target/build")
             if name.startswith("."):
                 raise BadRequest(f"names that begin with a dot are reserved: {name!r}")
+            if name != name.strip():
+                raise BadRequest(f"target/build must not begin or end with a blank: {name!r}")
         if target in _RESERVED_TARGETS:
             raise BadRequest(f"the target {target!r} is reserved")
         return cls(target, build)
@@ -115,6 +118,11 @@ class ArchiveUrl:
                 f"{text!r}"
             )
         BuildName.checked(*url.segments[-2:])
+        # Programs disagree on whether these separate segments.
+        if any("\\" in segment for segment in url.segments):
+            raise BadRequest(f"archive_url must not have a backslash: {text!r}")
+        if url.scheme in _DEFAULT_PORTS and "%2f" in text.lower():
+            raise BadRequest(f"archive_url must not have an encoded slash: {text!r}")
         return url
 
     @classmethod
@@ -125,8 +133,8 @@ class ArchiveUrl:
             BadRequest: the text is no such URL.
         """
         if len(text) > _MAX_CHARACTERS:
-            raise BadRequest(f"archive_url is longer than {_MAX_CHARACTERS} characters")
-        stripped = text.strip().rstrip("/ \t")
+            raise _too_long()
+        stripped = text.strip(string.whitespace).rstrip(f"/{string.whitespace}")
         scheme, colon, rest = stripped.partition(":")
         scheme = scheme.lower()
         if not colon or scheme not in SCHEMES or not (rest.startswith("/") or not rest):
@@ -140,11 +148,15 @@ class ArchiveUrl:
         authority = ""
         if scheme not in {"file", "store"} and segments:
             authority = _authority(scheme, segments.pop(0).lower(), text)
-        if scheme in {"http", "https"}:
+        if scheme in _DEFAULT_PORTS:
             segments = [part for s in segments for part in _decoded(s).split("/") if part]
         for segment in segments:
             check_segment(segment, "archive_url")
-        return cls(scheme, authority, tuple(segments))
+        url = cls(scheme, authority, tuple(segments))
+        # Percent-encoding makes it longer, and it has to be parsed again from what it prints to.
+        if len(str(url)) > _MAX_CHARACTERS:
+            raise _too_long()
+        return url
 
     @property
     def name(self) -> BuildName:
@@ -164,7 +176,7 @@ class ArchiveUrl:
         )
 
     def __str__(self) -> str:
-        if self.scheme in {"http", "https"}:
+        if self.scheme in _DEFAULT_PORTS:
             path = "/".join(quote(segment, safe=_SEGMENT_SAFE) for segment in self.segments)
         else:
             path = self.path
@@ -207,8 +219,11 @@ def _authority(scheme: str, authority: str, text: str) -> str:
             raise BadRequest(f"not a bucket name in archive_url: {text!r}")
         return authority
     match = _HOST.fullmatch(authority)
-    if not match or (match["port"] and not 0 < int(match["port"]) < 65536):
+    port = int(match["port"] or _DEFAULT_PORTS[scheme]) if match else 0
+    if not match or not 0 < port < 65536:
         raise BadRequest(f"not a host name in archive_url: {text!r}")
-    if match["port"] in {None, _DEFAULT_PORTS[scheme]}:
-        return match["name"]
-    return authority
+    return match["name"] if port == _DEFAULT_PORTS[scheme] else f"{match['name']}:{port}"
+
+
+def _too_long() -> BadRequest:
+    return BadRequest(f"archive_url is longer than {_MAX_CHARACTERS} characters")

@@ -80,6 +80,7 @@ class Build:
         self._manifest = self._load()
         self._trees: dict[str, dict[str, StagedFile]] = {}
         self._unrecorded: dict[str, StagedFile] = {}
+        self._unrecorded_members: dict[str, StagedFile] = {}  # of trees
         self._unsynced: set[Path] = set()
         self._recorded_at = 0.0
         self._recording_seconds = 0.0
@@ -161,6 +162,7 @@ class Build:
     def files_of(self, item: Item) -> dict[str, StagedFile]:
         """Return what an item published, by path."""
         with self._lock:
+            self.check_trees()
             record = self._manifest.items.get(item) if self._manifest else None
             if record is None or self._manifest is None:
                 return {}
@@ -187,15 +189,15 @@ class Build:
     def begin(self, archive_url: ArchiveUrl, items: Mapping[Item, ItemState]) -> None:
         """Record that items are asked for, or absent; the first thing that happens to a build."""
         with self._lock:
-            is_new = self._manifest is None or self._manifest.archive_url != str(archive_url)
-            if self._manifest is None or is_new:
+            before, is_ours = self._manifest, self._records.exists()
+            if self._manifest is None or self._manifest.archive_url != str(archive_url):
                 self._manifest = Manifest(str(archive_url))
                 self._records.mkdir(parents=True, exist_ok=True)
                 (self._records / "staged.timestamp").touch()
             for item, state in items.items():
                 self._manifest.items[item] = ItemRecord(state)
             self._write()
-            if is_new:
+            if is_ours and before is not self._manifest:
                 self.remove_unrecorded()
 
     def publish_file(self, source: Path, path: str, file: StagedFile) -> None:
@@ -253,6 +255,7 @@ class Build:
             for path in wanted:
                 destination = self._make_parent(path, real_directories)
                 (source / path).replace(destination)
+                self._unrecorded_members[path] = members[path]
 
     def record_staged(
         self, item: Item, paths: Iterable[str], trees: Iterable[Mapping[str, StagedFile]]
@@ -266,6 +269,8 @@ class Build:
                 write_durably(self._records / name, tree_to_json(tree))
                 self._trees[name] = dict(tree)
                 names.append(name)
+                for path in tree:
+                    self._unrecorded_members.pop(path, None)
             paths = tuple(sorted(paths))
             files = {**self._manifest.files, **self._unrecorded}
             size = sum(files[path].size for path in paths)
@@ -300,8 +305,13 @@ class Build:
 
     def remove_unrecorded(self) -> None:
         """Remove the files that the manifest does not vouch for, and directories left empty."""
+        if self.directory.is_symlink():
+            return  # somebody else's; nothing is published through a link
         with self._lock:
             self._unrecorded.clear()
+            self._unrecorded_members.clear()
+            for aside in self._records.glob(".*"):
+                aside.unlink()
             recorded = set()
             if self._manifest is not None:
                 recorded = set(self._manifest.files)
@@ -327,6 +337,7 @@ class Build:
             self._manifest = None
             self._trees.clear()
             self._unrecorded.clear()
+            self._unrecorded_members.clear()
             for directory, name in ((self._records, "records"), (self.directory, "files")):
                 if directory.exists():
                     directory.replace(trash / f"{name}-{os.urandom(8).hex()}")
@@ -340,7 +351,7 @@ class Build:
             return Manifest.from_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             _log.error("%s is damaged (%s); %s counts as not staged", path, error, self.name)
             return None
 
@@ -358,7 +369,8 @@ class Build:
 
     def _may_publish(self, path: str, file: StagedFile) -> bool:
         """Whether ``path`` is free; False if the very same is there; Conflict if something else."""
-        there = self._unrecorded.get(path) or self.find(path)
+        unrecorded = self._unrecorded.get(path) or self._unrecorded_members.get(path)
+        there = unrecorded or self.find(path)
         if there is None:
             return True
         if (there.size, there.crc32c, there.link) == (file.size, file.crc32c, file.link):
@@ -401,28 +413,31 @@ class Build:
         return self._trees[name]
 
     def check_trees(self) -> None:
-        """After a crash of the machine, drop items whose trees did not survive it whole."""
+        """Drop items whose trees are damaged, or did not survive a crash of the machine whole."""
         if self._manifest is None:
             return
-        doubtful = [
-            (item, record)
-            for item, record in self._manifest.items.items()
-            if record.trees and record.boot_id != self._boot_id
-        ]
-        for item, record in doubtful:
-            if all(self._tree_survived(name) for name in record.trees):
-                self._manifest.items[item] = replace(record, boot_id=self._boot_id)
-            else:
+        is_changed = False
+        for item, record in list(self._manifest.items.items()):
+            is_doubtful = bool(record.trees) and record.boot_id != self._boot_id
+            if not all(self._tree_survived(name, is_doubtful) for name in record.trees):
                 _log.warning("%s of %s did not survive; it is staged anew", item.name, self.name)
                 self._manifest.items[item] = ItemRecord(ItemState.ASKED)
-        if doubtful:
+            elif is_doubtful:
+                self._manifest.items[item] = replace(record, boot_id=self._boot_id)
+            else:
+                continue
+            is_changed = True
+        if is_changed:
             self._write()
 
-    def _tree_survived(self, name: str) -> bool:
+    def _tree_survived(self, name: str, is_doubtful: bool) -> bool:
         try:
             tree = self._load_tree(name)
-            return all(self._file_survived(path, file) for path, file in tree.items())
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError):
+            return False
+        try:
+            return not is_doubtful or all(self._file_survived(*member) for member in tree.items())
+        except OSError:
             return False
 
     def _file_survived(self, path: str, file: StagedFile) -> bool:

@@ -150,7 +150,8 @@ class Catalog:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise CatalogError(f"catalog {name_or_file}: {key}: {first['msg']}") from error
+            reason = first["msg"].removeprefix("Value error, ")
+            raise CatalogError(f"catalog {name_or_file}: {key}: {reason}") from error
         return cls(parsed.artifacts)
 
     def staged_when(self, when: Literal["foreground", "background"]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from dataclasses import dataclass
@@ -37,18 +36,26 @@ class Checksums:
     @classmethod
     def from_base64(cls, *, crc32c: str | None = None, md5: str | None = None) -> Checksums:
         """Parse the form that Google Storage uses: big-endian bytes in base64."""
-        try:
-            crc_bytes = base64.b64decode(crc32c, validate=True) if crc32c else None
-            md5_bytes = base64.b64decode(md5, validate=True) if md5 else None
-        except binascii.Error as error:
-            raise ArchiveError(f"the archive sent a malformed checksum: {error}") from error
-        return cls(int.from_bytes(crc_bytes, "big") if crc_bytes else None, md5_bytes)
+        crc32c_bytes = _decoded(crc32c, 4)
+        return cls(int.from_bytes(crc32c_bytes, "big") if crc32c_bytes else None, _decoded(md5, 16))
 
     @classmethod
     def from_goog_hash(cls, header: str) -> Checksums:
         """Parse an ``X-Goog-Hash`` header: ``crc32c=…,md5=…``, in any order."""
         values = dict(part.strip().partition("=")[::2] for part in header.split(","))
         return cls.from_base64(crc32c=values.get("crc32c"), md5=values.get("md5"))
+
+
+def _decoded(text: str | None, length: int) -> bytes | None:
+    if not text:
+        return None
+    try:
+        decoded = base64.b64decode(text, validate=True)
+    except ValueError:
+        decoded = b""
+    if len(decoded) != length:
+        raise ArchiveError(f"the archive sent a malformed checksum: {text!r:.100}")
+    return decoded
 
 
 class Verifier:

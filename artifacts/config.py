@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ def parse_size(text: object) -> object:
     if not match:
         raise ValueError(f"not a size like 500GB or 10GiB: {text!r}")
     exponent = " KMGTP".index(match[2].upper() or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
+    return int(Fraction(match[1]) * (1024 if match[3] else 1000) ** exponent)
 
 
 def _split(value: object) -> object:
@@ -166,6 +167,8 @@ def load_config(flags: Mapping[str, Any], file: Path | None = None) -> Config:
         first = error.errors()[0]
         key = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "there is no such option"
         raise ConfigError(f"{_place(key, flags, file)}: {message}") from error
 
 
@@ -174,7 +177,8 @@ def _place(key: str, flags: Mapping[str, Any], file: Path | None) -> str:
     if key in flags:
         return f"--{key.replace('_', '-')}"
     variable = ENVIRONMENT_PREFIX + key.upper()
-    return variable if variable in os.environ else f"{key} in {file}"
+    is_in_environment = variable in map(str.upper, os.environ)
+    return variable if is_in_environment else f"{key} in {file}"
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -184,4 +188,10 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file}: not TOML: {error}") from error
-    return {key.replace("-", "_"): value for key, value in parsed.items()}
+    settings: dict[str, Any] = {}
+    for spelled, value in parsed.items():
+        key = spelled.replace("-", "_")
+        if key in settings:
+            raise ConfigError(f"{key} in {file}: it is there twice, with - and with _")
+        settings[key] = value
+    return settings

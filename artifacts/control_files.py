@@ -7,26 +7,33 @@ import re
 
 from artifacts.archive_url import check_relative_path
 from artifacts.build import Build
-from artifacts.errors import BadRequest, NotFound
+from artifacts.errors import ArchiveError, BadRequest, NotFound
 
 _TOP = "autotest/"
 _SUITE_MAP = "autotest/test_suites/suite_to_control_file_map"
 _MAX_CONTROL_FILE_BYTES = 4 << 20
-_ATTRIBUTES = re.compile(r"^\s*ATTRIBUTES\s*=\s*(['\"])(?P<value>.*?)\1", re.MULTILINE)
-_SUITES = re.compile(r"^\s*SUITE\s*=\s*(['\"])(?P<value>.*?)\1", re.MULTILINE)
+_MAX_SUITE_MAP_BYTES = 1 << 20  # parsed, it takes some hundred times as much memory
+# Blanks of one line only: "\s*" behind "^" takes quadratic time over empty lines.
+_ATTRIBUTES = re.compile(r"^[ \t]*ATTRIBUTES[ \t]*=[ \t]*(['\"])(?P<value>.*?)\1", re.MULTILINE)
+_SUITES = re.compile(r"^[ \t]*SUITE[ \t]*=[ \t]*(['\"])(?P<value>.*?)\1", re.MULTILINE)
 
 
 def read_control_file(build: Build, path: str) -> bytes:
     """Return the bytes of a file below ``autotest/``.
 
     Raises:
-        BadRequest: the path leaves the directory.
+        BadRequest: the path leaves the directory, or what is there is too large to be one.
         NotFound: it is not staged.
     """
     path = check_relative_path(path.lstrip("/"), "control_path")
     found = build.resolve(_TOP + path)
     if found is None:
         raise NotFound(f"{build.name} has no control file {path!r} staged")
+    if found[1].size > _MAX_CONTROL_FILE_BYTES:
+        raise BadRequest(
+            f"{path!r} has {found[1].size:,} bytes, too many for a control file; "
+            f"it is at /static/{build.name}/{_TOP}{path}"
+        )
     return _read(build, found[0])
 
 
@@ -62,11 +69,16 @@ def _read_suite_map(build: Build) -> dict[str, list[str]] | None:
     """Parse the map, a literal dict, without running it; None if the build has none."""
     if build.find(_SUITE_MAP) is None:
         return None
+    literal = _read(build, _SUITE_MAP)
+    if len(literal) > _MAX_SUITE_MAP_BYTES:
+        raise ArchiveError(f"{_SUITE_MAP} of {build.name} has over {_MAX_SUITE_MAP_BYTES:,} bytes")
     try:
-        parsed = ast.literal_eval(_read(build, _SUITE_MAP).decode("utf-8"))
+        parsed = ast.literal_eval(literal.decode("utf-8"))
+        if any(isinstance(paths, str) for paths in parsed.values()):
+            raise TypeError("paths are no list")
         return {str(suite): [str(path) for path in paths] for suite, paths in parsed.items()}
     except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError):
-        raise BadRequest(f"{_SUITE_MAP} of {build.name} is not a literal dict") from None
+        raise ArchiveError(f"{_SUITE_MAP} of {build.name} is not a literal dict") from None
 
 
 def _suites_of(control_file: bytes) -> set[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -113,16 +114,17 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Parse what ``to_json`` wrote; ValueError, KeyError or TypeError for anything else."""
-        parsed = json.loads(data)
-        if parsed["version"] != _VERSION:
-            raise ValueError(f"manifest of version {parsed['version']}")
-        return cls(
-            archive_url=parsed["archive_url"],
-            items={Item(kind, name): _record_from_json(r) for kind, name, r in parsed["items"]},
-            files=files_from_json(parsed["files"]),
-            sha256=parsed["sha256"],
-        )
+        """Parse what ``to_json`` wrote; raise ValueError for anything else."""
+        with _blaming_the_data():
+            parsed = json.loads(data)
+            if parsed["version"] != _VERSION:
+                raise ValueError(f"manifest of version {parsed['version']}")
+            return cls(
+                archive_url=parsed["archive_url"],
+                items={Item(kind, name): _record_from_json(r) for kind, name, r in parsed["items"]},
+                files=files_from_json(parsed["files"]),
+                sha256=parsed["sha256"],
+            )
 
 
 def tree_to_json(files: Mapping[str, StagedFile]) -> bytes:
@@ -130,7 +132,9 @@ def tree_to_json(files: Mapping[str, StagedFile]) -> bytes:
 
 
 def tree_from_json(data: bytes) -> dict[str, StagedFile]:
-    return files_from_json(json.loads(data))
+    """Parse what ``tree_to_json`` wrote; raise ValueError for anything else."""
+    with _blaming_the_data():
+        return files_from_json(json.loads(data))
 
 
 def files_to_json(files: Mapping[str, StagedFile]) -> dict[str, list[Any]]:
@@ -162,6 +166,14 @@ def _record_from_json(parsed: Mapping[str, Any]) -> ItemRecord:
         boot_id=parsed["boot_id"],
         failure=Failure(*parsed["failure"]) if parsed["failure"] else None,
     )
+
+
+@contextmanager
+def _blaming_the_data() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _dump(value: object) -> bytes:

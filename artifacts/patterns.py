@@ -30,7 +30,7 @@ def is_glob(pattern: str) -> bool:
 def _compiled(expression: str) -> re.Pattern[str]:
     try:
         return re.compile(expression)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise BadRequest(f"not a regular expression: {expression!r}: {error}") from error
 
 

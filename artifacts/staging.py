@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -176,7 +177,7 @@ class Staging:
 
     def check_writable(self) -> None:
         """Write a file and read it back; OSError where that fails."""
-        path = self._temporary / "ready"
+        path = self._temporary / f"ready-{uuid.uuid4().hex}"
         path.write_bytes(b"ready")
         try:
             if path.read_bytes() != b"ready":
@@ -195,11 +196,14 @@ class Staging:
         for marker in self._markers.iterdir():
             try:
                 name = BuildName.parse(marker.read_text(encoding="utf-8"))
+                is_whole = self._marker(name) == marker
             except (BadRequest, UnicodeDecodeError):
-                _log.warning("%s names no build", marker)
-            else:
+                is_whole = False
+            if is_whole:
                 _log.info("%s was under way when the last server ended", name)
                 self.build(name).remove_unrecorded()
+            else:
+                _log.warning("%s names no build", marker)
             marker.unlink()
         fsync_directory(self._markers)
         self._empty_trash()

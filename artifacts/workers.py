@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from functools import partial
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from artifacts.errors import Busy
 
@@ -46,7 +46,7 @@ class Workers:
         """
         with self._changed:
             if self._closed:
-                raise Busy("the server is shutting down")
+                raise _shutting_down()
             (self._urgent if urgent else self._later).append(work)
             if len(self._urgent) + len(self._later) > self._idle and self._threads < self._limit:
                 self._threads += 1
@@ -59,14 +59,14 @@ class Workers:
     def map(self, call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Call for each item, several at a time; block, and return the results in their order.
 
-        Raises whatever a call raises, the first item's first. Not to be used on one of the workers.
+        Raises whatever a call raises, the first item's first; Busy when the workers are closed
+        meanwhile. Not to be used on one of the workers.
         """
-        futures = []
+        calls = []
         for item in items:
-            future: Future[_Result] = Future()
-            self.submit(partial(_resolve_by, future, call, item))
-            futures.append(future)
-        return [future.result() for future in futures]
+            calls.append(_Call(call, item))
+            self.submit(calls[-1])
+        return [call.future.result() for call in calls]
 
     @property
     def busy(self) -> int:
@@ -79,6 +79,9 @@ class Workers:
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             self._closed = True
+            for work in (*self._urgent, *self._later):
+                if isinstance(work, _Call):
+                    work.future.set_exception(_shutting_down())
             self._urgent.clear()
             self._later.clear()
             self._changed.notify_all()
@@ -115,8 +118,20 @@ class Workers:
             del work
 
 
-def _resolve_by(future: Future[_Result], call: Callable[[_Item], _Result], item: _Item) -> None:
-    try:
-        future.set_result(call(item))
-    except BaseException as error:
-        future.set_exception(error)
+@dataclass
+class _Call(Generic[_Item, _Result]):
+    """Work whose result somebody waits for."""
+
+    call: Callable[[_Item], _Result]
+    item: _Item
+    future: Future[_Result] = field(default_factory=Future)
+
+    def __call__(self) -> None:
+        try:
+            self.future.set_result(self.call(self.item))
+        except BaseException as error:
+            self.future.set_exception(error)
+
+
+def _shutting_down() -> Busy:
+    return Busy("the server is shutting down")

@@ -62,6 +62,7 @@ def url(sample_archive: Path) -> str:
         ("/stage?archive_url={url}&artifacts=bogus", "full_payload"),
         ("/stage?archive_url={url}&files=../x", "'..'"),
         ("/stage?archive_url={url}&files=/etc/passwd", "relative"),
+        ("/stage?archive_url={url}&files=regex:(a%2B)%2B$", "globs"),
         ("/stage?archive_url={url}&artifacts=stateful&async=perhaps", "async"),
         ("/is_staged?archive_url={url}", "artifacts or files"),
         ("/is_staged?archive_url={url}&artifacts=bogus", "full_payload"),

@@ -14,6 +14,7 @@ import cherrypy
 from artifacts.archive_url import check_relative_path
 from artifacts.errors import BadRequest, DevserverError, MethodNotAllowed, NotAllowed, NotFound
 from artifacts.manifest import Item
+from artifacts.patterns import REGEX_PREFIX
 from artifacts.serving.answer import Answer, text_answer, text_error
 from artifacts.serving.http_server import current_exchange
 from artifacts.serving.waiting import Wait
@@ -67,7 +68,11 @@ class Arguments:
 def items_of(artifacts: Iterable[str], files: Iterable[str]) -> list[Item]:
     """Return what is asked for by artifact names and file patterns; raise BadRequest for none."""
     items = [Item.artifact(name) for name in artifacts]
-    items += [Item.files(check_relative_path(pattern, "files")) for pattern in files]
+    for pattern in files:
+        if pattern.startswith(REGEX_PREFIX):
+            # One that never ends would hold a thread for good; catalogs are the operator's own.
+            raise BadRequest(f"files must be names or globs, not {pattern!r}")
+        items.append(Item.files(check_relative_path(pattern, "files")))
     if not items:
         raise BadRequest("missing argument: artifacts or files")
     return items

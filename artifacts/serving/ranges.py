@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 # More than this in one request nobody needs; the whole file is the allowed answer then.
 _MAX_RANGES = 32
-_RANGES = re.compile(r"bytes\s*=\s*(.+)", re.IGNORECASE)
-_RANGE = re.compile(r"\s*(\d*)\s*-\s*(\d*)\s*")
+_RANGE = re.compile(r"([0-9]*)-([0-9]*)")
+_MAX_DIGITS = 20
 
 
 def parse_ranges(header: str | None, size: int) -> list[tuple[int, int]] | None:
@@ -18,26 +19,32 @@ def parse_ranges(header: str | None, size: int) -> list[tuple[int, int]] | None:
     None: the header is to be passed over (there is none, it is malformed or excessive). An empty
     list: none of it can be satisfied. Ranges that overlap or touch are joined.
     """
-    match = _RANGES.fullmatch((header or "").strip())
-    if not match:
-        return None
-    parts = match[1].split(",")
-    if len(parts) > _MAX_RANGES:
+    unit, _, listed = (header or "").partition("=")
+    parts = [part for element in listed.split(",") if (part := element.strip())]
+    if unit.strip().lower() != "bytes" or not 0 < len(parts) <= _MAX_RANGES:
         return None
     ranges = []
     for part in parts:
         bounds = _RANGE.fullmatch(part)
         if not bounds or not (bounds[1] or bounds[2]):
             return None
-        if not bounds[1]:
-            start, stop = max(0, size - int(bounds[2])), size
+        first, last = map(_number, bounds.groups())
+        if first is None:
+            start, stop = max(0, size - (last or 0)), size
+        elif last is None:
+            start, stop = first, size
+        elif first <= last:
+            start, stop = first, min(size, last + 1)
         else:
-            start, stop = int(bounds[1]), min(size, int(bounds[2]) + 1 if bounds[2] else size)
-            if bounds[2] and int(bounds[2]) < start:
-                return None
+            return None
         if start < stop:
             ranges.append((start, stop))
     return _joined(ranges)
+
+
+def _number(digits: str) -> int | None:
+    # int() refuses thousands of digits, and this many are beyond the end of any file.
+    return int(digits.lstrip("0")[:_MAX_DIGITS] or 0) if digits else None
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -85,7 +92,11 @@ def _etags(header: str, *, weakly: bool) -> set[str]:
 
 
 def _date(header: str | None) -> int | None:
+    if not header:
+        return None
     try:
-        return int(parsedate_to_datetime(header).timestamp()) if header else None
+        date = parsedate_to_datetime(header)
+        # One of the three forms of dates does not name the zone, which is GMT always.
+        return int(date.replace(tzinfo=date.tzinfo or UTC).timestamp())
     except (ValueError, TypeError, OverflowError):
         return None

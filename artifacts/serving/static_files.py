@@ -166,7 +166,7 @@ def _conditional_answer(
     headers = {
         **_SAFETY,
         "Accept-Ranges": "bytes",
-        "Last-Modified": formatdate(modified_at, usegmt=True),
+        "Last-Modified": formatdate(int(modified_at), usegmt=True),
         "Content-Type": content_type(name),
     }
     if etag is not None:
