@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import google_crc32c
-
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.disk import fsync_directory, link_into_place, write_durably
 from artifacts.errors import Conflict
@@ -24,9 +22,8 @@ from artifacts.manifest import (
     ItemState,
     Manifest,
     StagedFile,
-    tree_from_json,
-    tree_to_json,
 )
+from artifacts.trees import Tree, TreeCache, tree_survived
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +31,6 @@ _TOUCH_SECONDS = 5.0
 # Files published one by one are recorded together: at most this share of the time goes into that.
 _RECORDING_SHARE = 0.05
 _MAX_UNRECORDED_SECONDS = 2.0
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,15 +66,23 @@ class Build:
     removed when the next process starts.
     """
 
-    def __init__(self, name: BuildName, directory: Path, records: Path, boot_id: str) -> None:
+    def __init__(
+        self,
+        name: BuildName,
+        directory: Path,
+        records: Path,
+        tree_cache: TreeCache,
+        boot_id: str,
+    ) -> None:
         self.name = name
         self.directory = directory
         self._records = records
+        self._tree_cache = tree_cache
         self._boot_id = boot_id
         # Guards everything below. Held while the manifest is read or written, never during a fetch.
         self._lock = threading.RLock()
         self._manifest = self._load()
-        self._trees: dict[str, dict[str, StagedFile]] = {}
+        self._trees_are_checked = False
         self._unrecorded: dict[str, StagedFile] = {}
         self._unrecorded_members: dict[str, StagedFile] = {}  # of trees
         self._unsynced: set[Path] = set()
@@ -126,7 +130,7 @@ class Build:
             if self._manifest is None:
                 return None
             return self._manifest.files.get(path) or next(
-                (tree[path] for tree in self._loaded_trees() if path in tree), None
+                (tree[path] for tree in self._all_trees() if path in tree), None
             )
 
     def resolve(self, path: str) -> tuple[str, StagedFile] | None:
@@ -151,7 +155,7 @@ class Build:
             if self._manifest is None:
                 return {}
             everything = dict(self._manifest.files)
-            for tree in self._loaded_trees():
+            for tree in self._all_trees():
                 everything.update(tree)
         return {
             path: file
@@ -168,7 +172,7 @@ class Build:
                 return {}
             files = {path: self._manifest.files[path] for path in record.paths}
             for name in record.trees:
-                files.update(self._load_tree(name))
+                files.update(self._tree_cache.load(self._records / name))
             return files
 
     def file_from(self, archive_name: str) -> tuple[str, StagedFile] | None:
@@ -263,18 +267,17 @@ class Build:
         """Record an item whose files and trees are all published."""
         with self._lock:
             assert self._manifest is not None
-            names = []
+            names, size = [], 0
             for number, tree in enumerate(trees):
                 name = f"{item.name}-{zlib.crc32(str(item).encode()):08x}-{number}.tree.json"
-                write_durably(self._records / name, tree_to_json(tree))
-                self._trees[name] = dict(tree)
+                self._tree_cache.write(self._records / name, tree)
                 names.append(name)
+                size += sum(file.size for file in tree.values())
                 for path in tree:
                     self._unrecorded_members.pop(path, None)
             paths = tuple(sorted(paths))
             files = {**self._manifest.files, **self._unrecorded}
-            size = sum(files[path].size for path in paths)
-            size += sum(file.size for name in names for file in self._trees[name].values())
+            size += sum(files[path].size for path in paths)
             self._manifest.items[item] = ItemRecord(
                 ItemState.STAGED, paths, tuple(names), size, self._boot_id if names else None
             )
@@ -315,7 +318,7 @@ class Build:
             recorded = set()
             if self._manifest is not None:
                 recorded = set(self._manifest.files)
-                for tree in self._loaded_trees():
+                for tree in self._all_trees():
                     recorded.update(tree)
             for directory, _, names in os.walk(self.directory, topdown=False):
                 for name in names:
@@ -335,7 +338,7 @@ class Build:
         """Take the build off disk into ``trash``: first its manifest, then its files."""
         with self._lock:
             self._manifest = None
-            self._trees.clear()
+            self._tree_cache.forget(self._records)
             self._unrecorded.clear()
             self._unrecorded_members.clear()
             for directory, name in ((self._records, "records"), (self.directory, "files")):
@@ -400,51 +403,38 @@ class Build:
             raise Conflict(f"{self.name} has a directory where {path} is to go")
         return destination
 
-    def _loaded_trees(self) -> Iterator[dict[str, StagedFile]]:
+    def _all_trees(self) -> Iterator[Tree]:
         self.check_trees()
         assert self._manifest is not None
         for record in self._manifest.items.values():
             for name in record.trees:
-                yield self._load_tree(name)
-
-    def _load_tree(self, name: str) -> dict[str, StagedFile]:
-        if name not in self._trees:
-            self._trees[name] = tree_from_json((self._records / name).read_bytes())
-        return self._trees[name]
+                yield self._tree_cache.load(self._records / name)
 
     def check_trees(self) -> None:
         """Drop items whose trees are damaged, or did not survive a crash of the machine whole."""
-        if self._manifest is None:
-            return
-        is_changed = False
-        for item, record in list(self._manifest.items.items()):
-            is_doubtful = bool(record.trees) and record.boot_id != self._boot_id
-            if not all(self._tree_survived(name, is_doubtful) for name in record.trees):
-                _log.warning("%s of %s did not survive; it is staged anew", item.name, self.name)
-                self._manifest.items[item] = ItemRecord(ItemState.ASKED)
-            elif is_doubtful:
-                self._manifest.items[item] = replace(record, boot_id=self._boot_id)
-            else:
-                continue
-            is_changed = True
-        if is_changed:
-            self._write()
+        with self._lock:
+            if self._manifest is None or self._trees_are_checked:
+                return
+            self._trees_are_checked = True
+            items, is_changed = self._manifest.items, False
+            for item, record in list(items.items()):
+                is_doubtful = bool(record.trees) and record.boot_id != self._boot_id
+                if not all(self._tree_survived(name, is_doubtful) for name in record.trees):
+                    _log.warning(
+                        "%s of %s did not survive; it is staged anew", item.name, self.name
+                    )
+                    items[item] = ItemRecord(ItemState.ASKED)
+                elif is_doubtful:
+                    items[item] = replace(record, boot_id=self._boot_id)
+                else:
+                    continue
+                is_changed = True
+            if is_changed:
+                self._write()
 
     def _tree_survived(self, name: str, is_doubtful: bool) -> bool:
         try:
-            tree = self._load_tree(name)
+            tree = self._tree_cache.load(self._records / name)
         except (FileNotFoundError, ValueError):
             return False
-        try:
-            return not is_doubtful or all(self._file_survived(*member) for member in tree.items())
-        except OSError:
-            return False
-
-    def _file_survived(self, path: str, file: StagedFile) -> bool:
-        if file.link is not None:
-            return os.readlink(self.directory / path) == file.link
-        crc32c, size = 0, 0
-        with (self.directory / path).open("rb") as opened:
-            while block := opened.read(_BLOCK_BYTES):
-                crc32c, size = google_crc32c.extend(crc32c, block), size + len(block)
-        return (size, crc32c) == (file.size, file.crc32c)
+        return not is_doubtful or tree_survived(tree, self.directory)

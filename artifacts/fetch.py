@@ -17,7 +17,6 @@ back from the page cache when its turn has come.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import threading
@@ -37,6 +36,7 @@ from artifacts.errors import (
     TransientArchiveError,
     storage_error,
 )
+from artifacts.growing_file import FetchRestarted, GrowingFile
 from artifacts.retries import RetryLimits, retrying
 from artifacts.sources.source import ArchiveFile, OpenedRange, Source
 from artifacts.workers import Workers
@@ -54,8 +54,14 @@ _PROGRESS_BYTES = 64 << 10
 _MAX_ATTEMPTS = 3
 
 
-class FetchRestarted(Exception):
-    """The bytes read so far are void; a new reader gets the right ones."""
+@dataclass(frozen=True)
+class FetchedFile:
+    """A verified, durable temporary file; ``size`` in bytes."""
+
+    path: Path
+    size: int
+    crc32c: int
+    sha256: bytes | None
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class Fetch:
             while True:
                 self._raise_failure()
                 if self._attempt is not None and not self._attempt.abandoned:
-                    return GrowingFile(self, self._attempt)
+                    return GrowingFile(self._attempt, self.wait_for_bytes)
                 self._changed.wait()
 
     @property
@@ -460,53 +466,3 @@ class Fetch:
             callbacks, self._when_ended = self._when_ended, []
         for callback in callbacks:
             callback(self)
-
-
-@dataclass(frozen=True)
-class FetchedFile:
-    """A verified, durable temporary file; ``size`` in bytes."""
-
-    path: Path
-    size: int
-    crc32c: int
-    sha256: bytes | None
-
-
-class GrowingFile(io.RawIOBase):
-    """Reads an attempt from its start while it grows; blocks until bytes have come."""
-
-    def __init__(self, fetch: Fetch, attempt: Attempt) -> None:
-        super().__init__()
-        self._fetch = fetch
-        self._attempt = attempt
-        try:
-            self._descriptor = os.open(attempt.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise FetchRestarted from None
-        self._position = 0
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether what was read is void, because the fetch started over."""
-        return self._attempt.abandoned and not self._attempt.verified
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        stop = self._fetch.wait_for_bytes(self._attempt, self._position)
-        count = min(len(view), stop - self._position)
-        if count <= 0:
-            return 0
-        count = os.preadv(self._descriptor, [view[:count]], self._position)
-        self._position += count
-        return count
-
-    def __enter__(self) -> GrowingFile:
-        return self
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._descriptor)
-        super().close()

@@ -19,6 +19,7 @@ from artifacts.build import Build
 from artifacts.disk import DirectoryLock, boot_id, fsync_directory, write_durably
 from artifacts.errors import BadRequest, BuildNotFound, Conflict, DevserverError
 from artifacts.space import Space
+from artifacts.trees import TreeCache
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Staging:
         self._markers = own / "under_way"
         self.space = Space(static_directory)
         self._boot_id = boot_id()
+        self._trees = TreeCache()
         # Guards the two dictionaries and the claims; never held during I/O on a build's files.
         self._lock = threading.RLock()
         self._builds: weakref.WeakValueDictionary[BuildName, Build] = weakref.WeakValueDictionary()
@@ -77,7 +79,8 @@ class Staging:
             if build is None:
                 directory = self.directory / name.target / name.build
                 records = self._records / name.target / name.build
-                build = self._builds[name] = Build(name, directory, records, self._boot_id)
+                build = Build(name, directory, records, self._trees, self._boot_id)
+                self._builds[name] = build
             self._recent[name] = build
             self._recent.move_to_end(name)
             if len(self._recent) > _KEPT_IN_MEMORY:

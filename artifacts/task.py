@@ -14,7 +14,8 @@ from typing import Any
 from artifacts.build import Build
 from artifacts.errors import ArchiveError, DevserverError
 from artifacts.extract import UnpackLimits, unpack
-from artifacts.fetch import Fetch, FetchRestarted
+from artifacts.fetch import Fetch
+from artifacts.growing_file import FetchRestarted
 from artifacts.manifest import Item, StagedFile
 from artifacts.plan import PlannedItem
 from artifacts.shared_fetches import SharedFetches

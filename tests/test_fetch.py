@@ -15,7 +15,8 @@ from archive_server import ArchiveServer, Fault
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.errors import ArchiveError, Busy
-from artifacts.fetch import WITHHELD_BYTES, Fetch, FetchLimits, FetchRestarted
+from artifacts.fetch import WITHHELD_BYTES, Fetch, FetchLimits
+from artifacts.growing_file import FetchRestarted
 from artifacts.retries import RetryLimits
 from artifacts.sources.bare_session import BareSession
 from artifacts.sources.http import HttpSource
