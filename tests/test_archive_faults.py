@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import time
 from pathlib import Path
 
@@ -291,3 +293,19 @@ def test_bytes_flipped_once_do_not_spoil_an_unpacked_artifact(
         archive.misbehave(f"/{NAME}/autotest.tar.bz2", Fault(flip_at=5000), times=1)
         assert stage(server, f"{archive.url}/{NAME}", "autotest") == (200, "Success")
         assert_nothing_is_left(server)
+
+
+def test_an_archive_with_a_link_out_of_its_tree_is_refused_whole(
+    server: RunningServer, archive_directory: Path, build_url: str
+) -> None:
+    with tarfile.open(archive_directory / NAME / "autotest.tar.bz2", "w:bz2") as tar:
+        inside = tarfile.TarInfo("autotest/control")
+        inside.size = 4
+        tar.addfile(inside, io.BytesIO(b"test"))
+        link = tarfile.TarInfo("autotest/out")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../../../etc"
+        tar.addfile(link)
+    status, text = stage(server, build_url, "autotest")
+    assert (status, "out" in text and "autotest.tar.bz2" in text) == (502, True), text
+    assert server.get(f"/static/{NAME}/autotest/control").status_code == 404
+    assert_nothing_is_left(server)

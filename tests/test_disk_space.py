@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer
 from conftest import Serve, missing_tool
+from running_server import REPOSITORY
 
 from artifacts.commands.sample_build import BUILD, TARGET
 
@@ -98,3 +100,20 @@ def test_unpacking_keeps_to_its_limits(serve: Serve, archive_directory: Path) ->
     failure = server.get("/stage", archive_url=url, artifacts="autotest")
     assert failure.status_code == 502
     assert "10" in failure.text
+
+
+def test_a_read_only_static_directory_is_refused_at_start(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    started = subprocess.run(
+        [
+            *(sys.executable, str(REPOSITORY / "devserver.py"), "--port", "0"),
+            *("--data-dir", str(tmp_path / "data"), "--static-dir", str(small_disk)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == 1
+    assert "Read-only file system" in started.stderr
+    assert str(small_disk) in started.stderr and "Traceback" not in started.stderr
