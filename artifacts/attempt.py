@@ -22,6 +22,8 @@ _WRITEBACK_BYTES = 64 << 20
 _write_out = getattr(os, "fdatasync", os.fsync)
 _MIN_PIECE_BYTES = 4 << 20
 _USUAL_PIECE_BYTES = 8 << 20
+# Where one connection is as fast as several, asking more seldom saves time.
+_LONE_PIECE_BYTES = 64 << 20
 
 
 @dataclass
@@ -69,8 +71,11 @@ class Attempt:
     def is_complete(self) -> bool:
         return self.size is not None and self.present.total >= self.size
 
-    def take_piece(self, connections: int) -> Piece | None:
-        """Return the next piece in order, or None when all are taken."""
+    def take_piece(self, connections: int, *, is_alone: bool) -> Piece | None:
+        """Return the next piece in order, or None when all are taken.
+
+        ``is_alone``: one connection, out of ``connections`` that may be used, is enough so far.
+        """
         if not self.can_be_split:
             if self._taken_whole:
                 return None
@@ -83,8 +88,11 @@ class Attempt:
             # As many rounds as pieces of the usual size would need, all of them full.
             rounds = -(-self.size // (connections * _USUAL_PIECE_BYTES))
             self._piece_bytes = max(_MIN_PIECE_BYTES, -(-self.size // (connections * rounds)))
-        piece = Piece(self._next_offset, min(self._next_offset + self._piece_bytes, self.size))
-        self._next_offset += self._piece_bytes
+        # The first piece is small all the same: it shows how fast the archive is.
+        is_large = is_alone and self._next_offset > 0
+        stop = self._next_offset + (_LONE_PIECE_BYTES if is_large else self._piece_bytes)
+        piece = Piece(self._next_offset, min(stop, self.size))
+        self._next_offset = stop
         return piece
 
     @property

@@ -254,7 +254,9 @@ class Fetch:
                 self._changed.notify_all()
             if self._attempt.abandoned:
                 return None
-            piece = self._attempt.take_piece(self._limits.connections)
+            piece = self._attempt.take_piece(
+                self._limits.connections, is_alone=self._wanted_connections == 1
+            )
             if piece is None:
                 return None
             self._attempt.users += 1
