@@ -1,0 +1,83 @@
+"""``python -m bench [NAMES…]``: measure, and print a table."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import requests
+
+from bench.benchmarks import BENCHMARKS
+from bench.measure import Row
+from bench.place import Place, Unmeasured
+from bench.report import describe_machine, print_row, print_table, write_json
+
+_FAILURES = (RuntimeError, OSError, subprocess.SubprocessError, requests.RequestException)
+
+
+def main() -> None:
+    options = _parse_options()
+    # As by Ctrl-C: all that was started is ended, and all files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    rows: list[Row] = []
+    unmeasured: dict[str, str] = {}
+    failed = False
+    print(", ".join(f"{name} {value}" for name, value in describe_machine().items()))
+    with tempfile.TemporaryDirectory(prefix="devserver-bench-", dir=options.directory) as directory:
+        place = Place(Path(directory).resolve(), options.quick)
+        place.directory.chmod(0o755)
+        for name in options.names or BENCHMARKS:
+            begun_at = time.monotonic()
+            try:
+                for row in BENCHMARKS[name](place):
+                    rows.append(row)
+                    print_row(row)
+            except Unmeasured as error:
+                unmeasured[name] = str(error)
+                print(f"\n{name} is not measured: {error}")
+            except _FAILURES as error:
+                # The others are worth having all the same.
+                failed = True
+                unmeasured[name] = f"{type(error).__name__}: {error}"
+                print(f"\n{name} failed: {unmeasured[name]}")
+            print(f"({name} took {time.monotonic() - begun_at:.0f} s)", flush=True)
+    print_table(rows)
+    if options.quick:
+        print("\nA quick run: a look, not a measurement.")
+    if options.json is not None:
+        write_json(options.json, rows, unmeasured, quick=options.quick)
+    sys.exit(failed)
+
+
+def _parse_options() -> argparse.Namespace:
+    names = "\n".join(f"  {name:14} {run.__doc__}" for name, run in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=f"Measure devserver beside its peers.\n\nbenchmarks:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="benchmarks to run; all by default"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures to FILE")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes and two rounds: under two minutes"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where to put temporary files, on a disk (not in memory); the system's by default",
+    )
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

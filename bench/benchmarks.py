@@ -1,0 +1,21 @@
+"""All benchmarks, by the name that ``python -m bench`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bench.footprint import idle, memory
+from bench.many_machines import one_build, waiters
+from bench.measure import Row
+from bench.place import Place
+from bench.staging_speed import far_archive, fast_archive, many_files
+
+BENCHMARKS: dict[str, Callable[[Place], Iterator[Row]]] = {
+    "fast-archive": fast_archive,
+    "far-archive": far_archive,
+    "many-files": many_files,
+    "one-build": one_build,
+    "waiters": waiters,
+    "memory": memory,
+    "idle": idle,
+}
