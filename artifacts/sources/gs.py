@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import requests
 
-from artifacts.archive_url import ArchiveUrl
+from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.checksums import Checksums
 from artifacts.errors import (
     ArchiveError,
@@ -23,14 +25,19 @@ from artifacts.errors import (
     BuildNotFound,
     TransientArchiveError,
 )
+from artifacts.sources.bare_session import REQUEST_HEADERS
+from artifacts.sources.connection_errors import connection_error
+from artifacts.sources.http_range import HttpRange
 from artifacts.sources.source import ArchiveFile
-from artifacts.sources.transport import HttpRange, Timeouts, Transport, prepare_session
+from artifacts.sources.transport import Timeouts, Transport, retry_after_seconds
 
 if TYPE_CHECKING:
+    from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
 _FIELDS = "items(name,size,generation,crc32c,md5Hash),nextPageToken"
 _MAX_FILES = 1_000_000
+_ENDPOINT = "https://storage.googleapis.com"
 
 
 @dataclass(frozen=True)
@@ -61,36 +68,29 @@ class GoogleStorageSource:
 
     def list(self, archive_url: ArchiveUrl) -> list[ArchiveFile]:
         prefix = f"{archive_url.path}/"
-        files = []
-        blobs = self._call(
-            lambda client: list(
-                client.list_blobs(
-                    archive_url.authority,
-                    prefix=prefix,
-                    fields=_FIELDS,
-                    max_results=_MAX_FILES,
-                    timeout=self._library_timeout,
-                    retry=None,
-                )
-            ),
-            archive_url,
-        )
-        for blob in blobs or []:
-            name = blob.name.removeprefix(prefix)
-            if name and not name.endswith("/"):
-                files.append(_describe(name, blob))
+        with self._errors_in_words(str(archive_url)) as connection:
+            blobs = connection.client.list_blobs(
+                archive_url.authority,
+                prefix=prefix,
+                fields=_FIELDS,
+                max_results=_MAX_FILES,
+                timeout=self._library_timeout,
+                retry=None,
+            )
+            try:
+                named = [(blob.name.removeprefix(prefix), blob) for blob in blobs]
+            except _not_found():
+                named = []
+        files = [_describe(name, blob) for name, blob in named if name and name[-1] != "/"]
         if not files:
             raise BuildNotFound(f"no such build: {archive_url}")
         return files
 
     def stat(self, archive_url: ArchiveUrl, name: str) -> ArchiveFile:
-        path = f"{archive_url.path}/{name}"
-        blob = self._call(
-            lambda client: client.bucket(archive_url.authority).get_blob(
-                path, timeout=self._library_timeout, retry=None
-            ),
-            archive_url,
-        )
+        with self._errors_in_words(f"{archive_url}/{name}") as connection:
+            bucket = connection.client.bucket(archive_url.authority)
+            path = f"{archive_url.path}/{name}"
+            blob = bucket.get_blob(path, timeout=self._library_timeout, retry=None)
         if blob is None:
             raise ArchiveFileMissing(f"{archive_url} has no file {name}")
         return _describe(name, blob)
@@ -98,18 +98,22 @@ class GoogleStorageSource:
     def open(
         self, archive_url: ArchiveUrl, file: ArchiveFile, start: int = 0, stop: int | None = None
     ) -> HttpRange:
-        connection = self._connection()
+        what = f"{archive_url}/{file.name}"
         path = quote(f"{archive_url.path}/{file.name}", safe="")
-        url = (
-            f"{connection.endpoint}/download/storage/v1/b/{archive_url.authority}/o/{path}"
-            f"?alt=media&generation={file.generation}"
-        )
-        try:
-            return connection.transport.open_range(url, file, start, stop, {}, _generation)
-        except ArchiveFileMissing as error:
-            raise ArchiveFileChanged(
-                f"{archive_url}/{file.name} was replaced or removed while it was fetched"
-            ) from error
+        query = "alt=media" + (f"&generation={file.generation}" if file.generation else "")
+        with self._errors_in_words(what) as connection:
+            url = (
+                f"{connection.endpoint}/download/storage/v1/b/{archive_url.authority}/o/{path}"
+                f"?{query}"
+            )
+            try:
+                return connection.transport.open_range(
+                    url, what, file, start, stop, {}, _generation
+                )
+            except ArchiveFileMissing as error:
+                raise ArchiveFileChanged(
+                    f"{what} was replaced or removed while it was fetched"
+                ) from error
 
     def close(self) -> None:
         with self._lock:
@@ -120,21 +124,51 @@ class GoogleStorageSource:
     def _library_timeout(self) -> tuple[float, float]:
         return self._timeouts.connect_seconds, self._timeouts.stall_seconds
 
-    def _call(self, call: Any, archive_url: ArchiveUrl) -> Any:
-        """Call the library; None where it finds nothing."""
+    @contextmanager
+    def _errors_in_words(self, what: str) -> Iterator[_Connection]:
+        """Lend the connection; raise what the library fails with as our own errors."""
         from google.api_core import exceptions
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import GoogleAuthError, TransportError
 
+        endpoint = _ENDPOINT
         try:
-            return call(self._connection().client)
-        except exceptions.NotFound:
-            return None
+            connection = self._connection()
+            endpoint = connection.endpoint
+            yield connection
         except (exceptions.TooManyRequests, exceptions.ServerError) as error:
-            raise TransientArchiveError(f"cannot read {archive_url}: {error}") from error
+            headers = getattr(error.response, "headers", {})
+            raise TransientArchiveError(
+                f"cannot read {what}: {error}", retry_after_seconds=retry_after_seconds(headers)
+            ) from error
+        except (requests.RequestException, OSError, TransportError) as error:
+            raise connection_error(error, what, endpoint, self._library_timeout) from error
         except (exceptions.GoogleAPIError, GoogleAuthError, ValueError) as error:
-            raise ArchiveError(f"cannot read {archive_url}: {error}") from error
-        except (requests.RequestException, OSError) as error:
-            raise TransientArchiveError(f"cannot read {archive_url}: {error}") from error
+            kind = TransientArchiveError if getattr(error, "retryable", False) else ArchiveError
+            raise kind(f"cannot read {what}: {error}") from error
+
+
+def _not_found() -> type[Exception]:
+    from google.api_core.exceptions import NotFound
+
+    return NotFound
+
+
+class _GoogleSession:
+    """Google's session, which knows the credentials, as a `Session` of the transport."""
+
+    def __init__(self, session: AuthorizedSession) -> None:
+        self._session = session
+
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], timeout: tuple[float, float]
+    ) -> requests.Response:
+        response: requests.Response = self._session.request(
+            method, url, headers=dict(headers), stream=True, allow_redirects=False, timeout=timeout
+        )
+        return response
+
+    def close(self) -> None:
+        self._session.close()
 
 
 def _connect(timeouts: Timeouts, max_connections: int) -> _Connection:
@@ -155,10 +189,15 @@ def _connect(timeouts: Timeouts, max_connections: int) -> _Connection:
         except google.auth.exceptions.DefaultCredentialsError:
             credentials, project = AnonymousCredentials(), None
     session = AuthorizedSession(credentials)
-    prepare_session(session, max_connections)
+    adapter = requests.adapters.HTTPAdapter(pool_maxsize=max_connections)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    session.headers.update(REQUEST_HEADERS)
     client = storage.Client(project=project or "none", credentials=credentials, _http=session)
-    # Google redirects to hosts of its own only, and those are not archives of the allow list.
-    return _Connection(client, Transport(session, timeouts, None), client.api_endpoint.rstrip("/"))
+    endpoint = client.api_endpoint.rstrip("/")
+    # The credentials are for Google, and for no host that it might redirect to.
+    transport = Transport(_GoogleSession(session), timeouts, AllowList([endpoint]))
+    return _Connection(client, transport, endpoint)
 
 
 def _describe(name: str, blob: storage.Blob) -> ArchiveFile:
@@ -166,7 +205,7 @@ def _describe(name: str, blob: storage.Blob) -> ArchiveFile:
         name=name,
         size=blob.size,
         size_is_exact=blob.size is not None,
-        generation=str(blob.generation),
+        generation=None if blob.generation is None else str(blob.generation),
         has_ranges=True,
         checksums=Checksums.from_base64(crc32c=blob.crc32c, md5=blob.md5_hash),
     )

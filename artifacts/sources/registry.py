@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.errors import BadRequest
+from artifacts.sources.bare_session import BareSession
 from artifacts.sources.file import FileSource
 from artifacts.sources.gs import GoogleStorageSource
 from artifacts.sources.http import HttpSource
 from artifacts.sources.source import Source
-from artifacts.sources.transport import Timeouts, Transport, new_session
+from artifacts.sources.transport import Timeouts, Transport
 
 
 class Sources:
     """The sources of a running server; they share its limits and end with it."""
 
     def __init__(self, allow_list: AllowList, timeouts: Timeouts, max_connections: int) -> None:
-        http = HttpSource(Transport(new_session(max_connections), timeouts, allow_list))
+        http = HttpSource(Transport(BareSession(max_connections), timeouts, allow_list))
         self._sources: dict[str, Source] = {
             "file": FileSource(allow_list),
             "gs": GoogleStorageSource(timeouts, max_connections),

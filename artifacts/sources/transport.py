@@ -1,36 +1,40 @@
-"""Reading over HTTP: one session, our own redirects, block reads, errors in words.
+"""Asking over HTTP: redirects that stay on the allow list, statuses and failures in words.
 
 What the sources ``http`` and ``gs`` have in common.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
+from types import MappingProxyType
+from typing import Protocol
 from urllib.parse import urljoin
 
 import requests
 import urllib3
 
 from artifacts.archive_url import AllowList, ArchiveUrl
-from artifacts.checksums import Checksums
 from artifacts.errors import (
     ArchiveError,
-    ArchiveFileChanged,
     ArchiveFileMissing,
     BadRequest,
     NotAllowed,
     TransientArchiveError,
 )
+from artifacts.sources.connection_errors import connection_error, host_of
+from artifacts.sources.http_range import HttpRange, describe_response, let_go, opened_range
 from artifacts.sources.source import ArchiveFile
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d+)-(?P<last>\d+)|\*)/(?P<size>\d+|\*)")
-_TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
-_REDIRECTS = {301, 302, 303, 307, 308}
+MISSING = frozenset({404, 410})
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
-_USER_AGENT = "devserver"
+_MAX_RETRY_AFTER_SECONDS = 24 * 3600
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,97 +45,91 @@ class Timeouts:
     stall_seconds: float = 30
 
 
-def new_session(max_connections: int) -> requests.Session:
-    """Return a session that keeps up to ``max_connections`` connections to a host for reuse."""
-    session = requests.Session()
-    prepare_session(session, max_connections)
-    return session
+class Session(Protocol):
+    """What sends requests: follows no redirects, leaves bodies to be read, may raise OSError."""
 
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], timeout: tuple[float, float]
+    ) -> requests.Response: ...
 
-def prepare_session(session: requests.Session, max_connections: int) -> None:
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=max_connections, max_retries=0)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    session.headers["User-Agent"] = _USER_AGENT
-    # What is fetched is kept as it is stored: nothing may recode it on the way.
-    session.headers["Accept-Encoding"] = "identity"
+    def close(self) -> None: ...
 
 
 class Transport:
-    """GET and HEAD, with redirects that stay on the allow list."""
+    """GET and HEAD. ``what``, in all methods, is what messages call the thing that is asked for."""
 
-    def __init__(
-        self, session: requests.Session, timeouts: Timeouts, allow_list: AllowList | None
-    ) -> None:
+    def __init__(self, session: Session, timeouts: Timeouts, allow_list: AllowList) -> None:
+        """``allow_list`` says where redirects may lead."""
         self._session = session
-        self._timeouts = timeouts
+        self._timeouts = (timeouts.connect_seconds, timeouts.stall_seconds)
         self._allow_list = allow_list
 
     def request(
-        self, method: str, url: str, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        what: str,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        accepted: Collection[int] = (200,),
     ) -> requests.Response:
         """Send a request and return the answer's head; the body waits in ``response.raw``.
 
         Raises:
             TransientArchiveError: no connection, a cut, a stall, or a status that may pass.
-            ArchiveError: any other status than 200, 206, 404 and 416, or too many redirects.
+            ArchiveError: any other status that is not accepted, or too many redirects.
             NotAllowed: a redirect leads to where the allow list does not.
         """
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                response = self._session.request(
-                    method,
-                    url,
-                    headers=headers,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=(self._timeouts.connect_seconds, self._timeouts.stall_seconds),
-                )
-            except requests.RequestException as error:
-                raise _connection_error(url, error) from error
+                response = self._session.request(method, url, headers, self._timeouts)
+            except (OSError, urllib3.exceptions.HTTPError) as error:
+                raise connection_error(error, what, url, self._timeouts) from error
+            if response.status_code in accepted:
+                return response
+            let_go(response)
             if response.status_code not in _REDIRECTS:
-                return _checked(response, url)
-            response.close()
-            url = self._redirected(url, response.headers.get("Location", ""))
-        raise ArchiveError(f"{url} redirects over {_MAX_REDIRECTS} times")
+                raise _status_error(response, what, url)
+            url = self._redirected(what, url, response.headers.get("Location", ""))
+        raise ArchiveError(f"{what} redirects over {_MAX_REDIRECTS} times")
 
-    def _redirected(self, url: str, location: str) -> str:
-        target = urljoin(url, location)
+    def _redirected(self, what: str, url: str, location: str) -> str:
         try:
+            target = urljoin(url, _as_utf8(location))
             parsed = ArchiveUrl.parse_prefix(target.partition("?")[0].partition("#")[0])
-        except BadRequest as error:
-            raise ArchiveError(f"{url} redirects to what is no URL: {location!r}") from error
-        if parsed.scheme not in {"http", "https"}:
-            raise NotAllowed(f"{url} redirects to {parsed.scheme}", code="archive_not_allowed")
-        if self._allow_list is not None and not self._allow_list.allows(parsed):
+        except (BadRequest, ValueError) as error:
+            raise ArchiveError(f"{what} redirects to what is no URL: {location!r}") from error
+        if parsed.scheme not in {"http", "https"} or not self._allow_list.allows(parsed):
             raise NotAllowed(
-                f"{url} redirects to {parsed}, which is not allowed", code="archive_not_allowed"
+                f"{what} redirects to {parsed}, which is not allowed", code="archive_not_allowed"
             )
         return target
 
-    def read_small(self, url: str, max_bytes: int) -> bytes | None:
-        """Return the body at ``url``, or None where there is nothing (404).
+    def read_small(self, url: str, what: str, max_bytes: int) -> bytes | None:
+        """Return the body at ``url``, or None where there is nothing.
 
         Raises:
             ArchiveError: it is larger than ``max_bytes``; or as ``request``.
         """
-        with self.request("GET", url) as response:
+        with self.request("GET", url, what, accepted={200, *MISSING}) as response:
             if response.status_code != 200:
+                let_go(response)
                 return None
-            body = HttpRange(response, describe_response(ArchiveFile(url), response), 0, None)
+            file = describe_response(ArchiveFile(what), response)
+            if file.size is not None and file.size > max_bytes:
+                raise ArchiveError(f"{what} is larger than {max_bytes} bytes")
             blocks, total = [], 0
-            while block := body.read(1 << 20):
-                total += len(block)
-                if total > max_bytes:
-                    raise ArchiveError(f"{url} is larger than {max_bytes} bytes")
-                blocks.append(block)
-            if body.stop is not None and total != body.stop:
-                raise TransientArchiveError(f"{url} was cut after {total} bytes")
+            with HttpRange(response, file, 0, None, self._explainer(what, response)) as body:
+                while block := body.read(1 << 20):
+                    total += len(block)
+                    if total > max_bytes:
+                        raise ArchiveError(f"{what} is larger than {max_bytes} bytes")
+                    blocks.append(block)
             return b"".join(blocks)
 
     def open_range(
         self,
         url: str,
+        what: str,
         file: ArchiveFile,
         start: int,
         stop: int | None,
@@ -139,170 +137,53 @@ class Transport:
         generation_of: Callable[[requests.Response], str | None],
     ) -> HttpRange:
         """Open bytes of ``url``; as ``Source.open``. ``generation_of`` reads it off an answer."""
-        whole = start == 0 and (stop is None or stop == file.size)
         wanted = dict(headers)
-        if not whole:
+        if start > 0 or stop not in {None, 0, file.size}:
             wanted["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        response = self.request("GET", url, wanted)
+        response = self.request("GET", url, what, wanted, accepted={200, 206, 416, *MISSING})
         try:
-            return _opened_range(response, url, file, start, stop, generation_of(response))
+            if response.status_code in MISSING:
+                let_go(response)
+                raise ArchiveFileMissing(f"the archive has no {what}")
+            explain = self._explainer(what, response)
+            generation = generation_of(response)
+            return opened_range(response, what, file, start, stop, generation, explain)
         except BaseException:
             response.close()
             raise
+
+    def _explainer(
+        self, what: str, response: requests.Response
+    ) -> Callable[[Exception], ArchiveError]:
+        return partial(connection_error, what=what, url=response.url or "", timeouts=self._timeouts)
 
     def close(self) -> None:
         self._session.close()
 
 
-class HttpRange:
-    """The body of an answer, read in blocks as they come."""
-
-    def __init__(
-        self, response: requests.Response, file: ArchiveFile, start: int, stop: int | None
-    ) -> None:
-        self.file = file
-        self.start = start
-        length = _content_length(response)
-        self.stop = stop if stop is not None else (None if length is None else start + length)
-        self.end_is_told = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
-        self._response = response
-        self._position = start
-
-    def read(self, max_bytes: int) -> bytes:
-        if self.stop is not None:
-            max_bytes = min(max_bytes, self.stop - self._position)
-            if max_bytes <= 0:
-                return b""
-        try:
-            block: bytes = self._response.raw.read1(max_bytes, decode_content=False)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _connection_error(self.file.name, error) from error
-        self._position += len(block)
-        if self.stop is not None and self._position >= self.stop:
-            self._release()
-        return block
-
-    def _release(self) -> None:
-        """Give the connection back for the next request; nothing of this answer is left on it."""
-        if _content_length(self._response) is None:
-            return
-        try:
-            self._response.raw.drain_conn()
-            self._response.raw.release_conn()
-        except (urllib3.exceptions.HTTPError, OSError):
-            self._response.close()
-
-    def close(self) -> None:
-        self._response.close()
-
-    def __enter__(self) -> HttpRange:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def http_generation(response: requests.Response) -> str | None:
-    """Return the answer's strong validator (RFC 9110, section 8.8), usable in If-Range.
-
-    A modification date is strong when it lies at least a second before the answer's own date.
-    """
-    etag = response.headers.get("ETag", "").strip()
-    if etag.startswith('"'):
-        return etag
-    modified = response.headers.get("Last-Modified", "").strip()
-    try:
-        age = parsedate_to_datetime(response.headers.get("Date", "")) - parsedate_to_datetime(
-            modified
-        )
-    except (ValueError, TypeError):
-        return None
-    return modified if age.total_seconds() >= 1 else None
-
-
-def describe_response(
-    file: ArchiveFile, response: requests.Response, generation: str | None = None
-) -> ArchiveFile:
-    """Return ``file`` with what the head of an answer to HEAD, or to a whole GET, tells of it."""
-    checksums = file.checksums
-    if goog_hash := response.headers.get("X-Goog-Hash"):
-        checksums = checksums.joined(Checksums.from_goog_hash(goog_hash))
-    size = _content_length(response)
-    return replace(
-        file,
-        size=size,
-        size_is_exact=size is not None,
-        generation=generation,
-        has_ranges="bytes" in response.headers.get("Accept-Ranges", "").lower(),
-        checksums=checksums,
-    )
-
-
-def _opened_range(
-    response: requests.Response,
-    url: str,
-    file: ArchiveFile,
-    start: int,
-    stop: int | None,
-    generation: str | None,
-) -> HttpRange:
-    if response.status_code == 404:
-        raise ArchiveFileMissing(f"the archive has no {url}")
-    if file.generation is not None and generation not in {None, file.generation}:
-        raise ArchiveFileChanged(f"{url} changed while it was fetched")
-    if response.status_code == 200:
-        now = describe_response(file, response, generation or file.generation)
-        if file.size_is_exact and now.size is not None and now.size != file.size:
-            raise ArchiveFileChanged(
-                f"{url} has {now.size} bytes now, and had {file.size} when it was listed"
-            )
-        return HttpRange(response, now, 0, None)
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    size = int(match["size"]) if match and match["size"].isdigit() else None
-    if size is not None and file.size_is_exact and size != file.size:
-        raise ArchiveFileChanged(f"{url} has {size} bytes now, and had {file.size}")
-    if response.status_code == 416:
-        raise TransientArchiveError(f"{url} refused the range from {start} to {stop} (416)")
-    if match is None or match["first"] is None or int(match["first"]) != start:
-        raise TransientArchiveError(
-            f"{url} answered the range {response.headers.get('Content-Range')!r} "
-            f"when asked for bytes from {start}"
-        )
-    end = int(match["last"]) + 1
-    length = _content_length(response)
-    if end <= start or (stop is not None and end > stop) or length not in {None, end - start}:
-        raise TransientArchiveError(
-            f"{url} answered {length} bytes as {match[0]!r} when asked for {start} to {stop}"
-        )
-    return HttpRange(response, replace(file, size=size or file.size), start, end)
-
-
-def _content_length(response: requests.Response) -> int | None:
-    if "chunked" in response.headers.get("Transfer-Encoding", "").lower():
-        return None
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
-
-
-def _checked(response: requests.Response, url: str) -> requests.Response:
+def _status_error(response: requests.Response, what: str, url: str) -> ArchiveError:
     status = response.status_code
-    if status in {200, 206, 404, 416}:
-        return response
-    retry_after = response.headers.get("Retry-After", "")
-    response.close()
-    what = f"{url} answered {status} {response.reason or ''}".rstrip()
+    answered = f"{host_of(url)} answered {status} {response.reason or ''}".rstrip()
     if status in _TRANSIENT_STATUSES:
-        raise TransientArchiveError(
-            what, retry_after_seconds=int(retry_after) if retry_after.isdigit() else None
+        return TransientArchiveError(
+            f"cannot read {what}: {answered}",
+            retry_after_seconds=retry_after_seconds(response.headers),
         )
-    raise ArchiveError(what)
+    return ArchiveError(f"cannot read {what}: {answered}")
 
 
-def _connection_error(what: str, error: Exception) -> TransientArchiveError:
-    reason: object = error
-    while isinstance(reason, Exception) and reason.args:
-        inner = getattr(reason, "reason", None) or reason.__cause__ or reason.__context__
-        if inner is None or inner is reason:
-            break
-        reason = inner
-    return TransientArchiveError(f"cannot read {what}: {type(reason).__name__}: {reason}")
+def retry_after_seconds(headers: Mapping[str, str]) -> int | None:
+    """Return after how long to ask again (RFC 9110, section 10.2.3: seconds, or a date)."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(int(text[:9]), _MAX_RETRY_AFTER_SECONDS)
+    try:
+        seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(0, round(seconds)), _MAX_RETRY_AFTER_SECONDS)
+
+
+def _as_utf8(header: str) -> str:
+    """A header's text as it was meant, where it is not only ASCII."""
+    return header.encode("latin-1").decode("utf-8")
