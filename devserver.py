@@ -18,7 +18,7 @@ import cherrypy
 import click
 
 from artifacts.archive_url import ArchiveUrl, BuildName
-from artifacts.catalog import Catalog
+from artifacts.catalog import Catalog, CatalogError
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
 from artifacts.commands.sample_build import make_sample_build
@@ -52,6 +52,8 @@ from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
 from artifacts.workers import Workers
 from downloader import DownloaderCache, Equipment
+
+__version__ = "0.1.0"
 
 _log = logging.getLogger("devserver")
 
@@ -209,7 +211,7 @@ class Lab:
         return json_answer({"status": "ok"})
 
     @cherrypy.expose
-    def doc(self, *segments: str, **_: Any) -> bytes:
+    def doc(self, /, *segments: str, **_: Any) -> bytes:
         """/doc, /doc/NAME: what each call does."""
         calls = {name: text for name, text in _documented_calls(self)}
         if not segments:
@@ -220,7 +222,7 @@ class Lab:
         return give(calls[segments[0]])
 
     @cherrypy.expose
-    def static(self, *segments: str, **_: Any) -> Any:
+    def static(self, /, *segments: str, **_: Any) -> Any:
         """/static/TARGET/BUILD/PATH: the staged files."""
         try:
             check_method(("GET", "HEAD"))
@@ -233,6 +235,8 @@ class Lab:
         response.status = answer.status
         response.headers.update(answer.headers)
         response.headers["Content-Length"] = str(answer.length)
+        if "Content-Type" not in answer.headers:
+            response.headers.pop("Content-Type", None)
         if answer.file is None:
             return b""
         if cherrypy.request.method == "HEAD":
@@ -242,7 +246,7 @@ class Lab:
         return answer.blocks()
 
     @cherrypy.expose
-    def index(self, **_: Any) -> bytes:
+    def index(self, /, **_: Any) -> bytes:
         """/: the page for people."""
         page = (_page_directory() / "index.html").read_bytes()
         return give(Answer(page, 200, "text/html; charset=utf-8", _PAGE_HEADERS))
@@ -378,12 +382,16 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     # Before everything else: while requests are still answered.
     engine.subscribe("stop", parts.stop, priority=10)
     engine.start()
-    with announced({config.portfile: str(parts.port), config.pidfile: str(os.getpid())}):
-        _log.info("serving on port %d, files in %s", parts.port, config.static_directory)
-        if meanwhile is not None:
-            threading.Thread(target=meanwhile, args=(parts,), name="meanwhile", daemon=True).start()
-        ended.wait()
-        _log.info("ending; what is under way gets %.0f s", config.shutdown_timeout)
+    try:
+        with announced({config.portfile: str(parts.port), config.pidfile: str(os.getpid())}):
+            _log.info("serving on port %d, files in %s", parts.port, parts.staging.directory)
+            if meanwhile is not None:
+                threading.Thread(
+                    target=meanwhile, args=(parts,), name="meanwhile", daemon=True
+                ).start()
+            ended.wait()
+            _log.info("ending; what is under way gets %.0f s", config.shutdown_timeout)
+    finally:
         engine.exit()
     _log.info("ended")
 
@@ -421,7 +429,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
+        except (BadRequest, CatalogError, ConfigError) as error:
             click.echo(f"devserver: {error.message}", err=True)
             ctx.exit(2)
         except DevserverError as error:
@@ -430,7 +438,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings=CONTEXT_SETTINGS)
-@click.version_option(package_name="devserver")
+@click.version_option(__version__)
 def main() -> None:
     """Stages build artifacts for device test labs: fetched once, verified, served to every machine.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.archive_url import ArchiveUrl, BuildName
-from artifacts.build import Build
+from artifacts.build import Asked, Build
 from artifacts.catalog import Catalog
 from artifacts.errors import (
     BuildNotFound,
@@ -41,7 +41,16 @@ from artifacts.sources.source import ArchiveFile
 from artifacts.space import Reservation
 from artifacts.staging import Staging
 from artifacts.survey import Survey
-from artifacts.task import Task, TaskState, Wish, first_failure, resolve
+from artifacts.task import (
+    Task,
+    TaskState,
+    Wish,
+    all_ended,
+    first_failure,
+    kept_file,
+    resolve,
+    settled_task,
+)
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -109,12 +118,12 @@ class Downloader:
 
     # --- asking
 
-    def ask(self, wishes: Mapping[Item, Wish]) -> dict[Item, Future[None]]:
-        """Return a future for each item, joining what is under way and starting what is not.
+    def ask(self, wishes: Mapping[Item, Wish]) -> dict[Item, Task]:
+        """Return a task for each item, joining what is under way and starting what is not.
 
         Items that are not urgent begin once the urgent ones of the same call have succeeded.
         """
-        futures: dict[Item, Future[None]] = {}
+        tasks: dict[Item, Task] = {}
         fresh: list[Task] = []
         promoted: list[Task] = []
         gate: Future[None] = Future()
@@ -122,19 +131,18 @@ class Downloader:
             for item, wish in wishes.items():
                 task = self._tasks.get(item)
                 if task is None or (task.error is not None and task.future.done()):
-                    if is_settled(self.build, item, wish):
-                        futures[item] = Future()
-                        resolve(futures[item], None)
+                    if is_settled(self.build, self.archive_url, item, wish):
+                        tasks[item] = settled_task(item, wish)
                         continue
                     task = Task(item, wish, None if wish.is_urgent else gate)
                     self._tasks[item] = task
                     self._unfinished += 1
                     fresh.append(task)
                 elif wish.is_urgent and task.gate is not None:
-                    task.gate = None
+                    task.wish, task.gate = wish, None
                     if task.planned is not None:
                         promoted.append(task)
-                futures[item] = task.future
+                tasks[item] = task
         self._failures.forget(self.archive_url, wishes)
         for task in promoted:
             self._begin(task)
@@ -144,9 +152,9 @@ class Downloader:
             except Busy as error:
                 for task in fresh:
                     self._finish(task, error)
-        urgent = [futures[item] for item, wish in wishes.items() if wish.is_urgent]
+        urgent = [tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
         first_failure(urgent).add_done_callback(lambda done: resolve(gate, done.exception()))
-        return futures
+        return tasks
 
     @property
     def has_failed(self) -> bool:
@@ -171,10 +179,13 @@ class Downloader:
 
     def _overall_failure(self) -> DevserverError | None:
         with self._lock:
-            failed = [task.error for task in self._tasks.values() if task.error]
-        if failed:
-            return failed[0]
+            failed = [task for task in self._tasks.values() if task.error]
         asked = self.build.asked
+        catalog = self._equipment.catalog
+        for task in failed:
+            assert task.error is not None
+            if matters_to_all(task.item, Failure.of(task.error), asked, catalog):
+                return task.error
         return asked.failure.error() if asked and asked.failure else None
 
     # --- on the downloader's threads
@@ -202,24 +213,29 @@ class Downloader:
             if reservation is not None:
                 reservation.release()
             failure = self._as_failure(error, "planning")
+            _log.warning("%s cannot be staged: %s", self.archive_url, failure.message)
             if not isinstance(failure, Busy):
                 items = [task.item for task in tasks]
                 self._failures.remember(self.archive_url, items, Failure.of(failure))
             for task in tasks:
                 self._finish(task, failure, is_recorded=True)
             return
-        ended = first_failure([task.future for task in tasks])
+        ended = all_ended([task.future for task in tasks])
         ended.add_done_callback(lambda _: reservation.release())
+        _log.info("%s: staging %s", self.archive_url, ", ".join(i.name for i in plan.items))
         with self._lock:
             self._listing.update(listing)
             for task in tasks:
                 task.planned = plan.items.get(task.item)
                 task.is_described = task.planned in at_once
         for task in tasks:
+            resolve(task.accepted, None)
+            # Somebody may promote the task at any moment, and take its gate away.
+            gate = task.gate
             if task.planned is None:
                 self._finish(task)
-            elif task.gate is not None:
-                self._begin_after_gate(task, task.gate)
+            elif gate is not None:
+                self._begin_after_gate(task, gate)
             else:
                 self._begin(task)
 
@@ -274,12 +290,19 @@ class Downloader:
         if error is not None and not is_recorded and not isinstance(error, Busy):
             _log.warning("%s of %s: %s", task.item.name, self.archive_url, error.message)
             self._record_failure(task.item, Failure.of(error))
+        if error is None and task.planned is not None:
+            _log.info("%s: %s is staged", self.archive_url, task.item.name)
         with self._lock:
             self._unfinished -= 1
             is_idle = self._unfinished == 0
-        # Before the future: who hears of the end may count on the downloader's being gone.
-        is_released = is_idle and self._on_idle(self)
-        resolve(task.future, error)
+        if not task.accepted.done():
+            resolve(task.accepted, error)
+        is_released = False
+        try:
+            # Before the future: who hears of the end may count on the downloader's being gone.
+            is_released = is_idle and self._on_idle(self)
+        finally:
+            resolve(task.future, error)
         if is_released:
             resolve(self.settled, self._overall_failure())
 
@@ -310,7 +333,8 @@ class Downloader:
         for task in tasks:
             if planned := plan.items.get(task.item):
                 task.sizes = {f.archive_name: listing[f.archive_name].size for f in planned.files}
-        needed = sum(planned.needed_bytes(listing) for planned in plan.items.values())
+        kept = {name for name, file in listing.items() if kept_file(self.build, file)}
+        needed = sum(planned.needed_bytes(listing, kept) for planned in plan.items.values())
         return self._equipment.staging.space.reserve(
             needed, str(self.build.name), lambda: sum(task.bytes_done for task in tasks)
         )
@@ -327,8 +351,22 @@ class Downloader:
         )
 
 
-def is_settled(build: Build, item: Item, wish: Wish) -> bool:
+def matters_to_all(item: Item, failure: Failure, asked: Asked | None, catalog: Catalog) -> bool:
+    """Whether a failure to plan an item is one of the build, or only of who asked for the item.
+
+    That a staged build does not have something that somebody tried is of no concern to others.
+    """
+    if asked is None or not asked.has_staged or failure.status != 404:
+        return True
+    artifact = catalog.artifacts.get(item.name) if item.is_artifact else None
+    return artifact is not None and artifact.required
+
+
+def is_settled(build: Build, archive_url: ArchiveUrl, item: Item, wish: Wish) -> bool:
     """Whether nothing is left to do for an item, by the build's manifest."""
+    asked = build.asked
+    if asked is None or asked.archive_url != str(archive_url):
+        return False
     record = build.state_of(item)
     if record is None:
         return False
@@ -368,8 +406,11 @@ class DownloaderCache:
             **{Item.artifact(n): Wish(True, True) for n in catalog.staged_when("foreground")},
             **{Item.artifact(n): Wish(False, True) for n in catalog.staged_when("background")},
         }
-        futures = self._ask(archive_url, wishes)
-        return first_failure([futures[item] for item, wish in wishes.items() if wish.is_urgent])
+        tasks = self._ask(archive_url, wishes)
+        # That it can be staged at all is waited for even if nothing of it is foreground.
+        waited = [task.accepted for task in tasks.values()]
+        waited += [tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
+        return first_failure(waited)
 
     def stage(
         self, archive_url: ArchiveUrl, items: Iterable[Item], *, drop_first: bool = False
@@ -382,7 +423,8 @@ class DownloaderCache:
         items = list(items)
         self._equipment.catalog.check_known(item.name for item in items if item.is_artifact)
         wishes = {item: Wish() for item in items}
-        return first_failure(list(self._ask(archive_url, wishes, drop_first=drop_first).values()))
+        tasks = self._ask(archive_url, wishes, drop_first=drop_first)
+        return first_failure([task.future for task in tasks.values()])
 
     def wait_for_status(self, archive_url: ArchiveUrl) -> Future[None]:
         """Return what ends when nothing of the build is under way, with a failure if there is one.
@@ -399,8 +441,12 @@ class DownloaderCache:
             if downloader is not None:
                 return downloader.settled
             build.check_trees()
-            asked = build.asked
-            failures = list(self._failures.of(archive_url).values())
+            asked = _asked_of(build, archive_url)
+            failures = [
+                failure
+                for item, failure in self._failures.of(archive_url).items()
+                if matters_to_all(item, failure, asked, self._equipment.catalog)
+            ]
             if asked is not None and asked.failure:
                 failures.append(asked.failure)
             if failures:
@@ -426,11 +472,12 @@ class DownloaderCache:
         build = self._staging.build(archive_url.name)
         self._staging.check_archive(build, archive_url)
         failures = self._failures.of(archive_url)
+        is_ours = _asked_of(build, archive_url) is not None
         answer = True
         for item in items:
             if failure := failures.get(item):
                 raise failure.error()
-            record = build.state_of(item)
+            record = build.state_of(item) if is_ours else None
             if record is not None and record.failure:
                 raise record.failure.error()
             answer = answer and (
@@ -486,21 +533,19 @@ class DownloaderCache:
 
     def _ask(
         self, archive_url: ArchiveUrl, wishes: Mapping[Item, Wish], *, drop_first: bool = False
-    ) -> dict[Item, Future[None]]:
+    ) -> dict[Item, Task]:
         with self._locks.holding(archive_url):
             build = self._staging.build(archive_url.name)
+            self._staging.check_archive(build, archive_url)
             if drop_first:
                 self._drop_if_known(archive_url.name)
-            self._staging.check_archive(build, archive_url)
-            downloader = self._find(archive_url)
-            if downloader is None:
-                build.touch()
-                if all(is_settled(build, item, wish) for item, wish in wishes.items()):
-                    self._failures.forget(archive_url, list(self._failures.of(archive_url)))
-                    done: Future[None] = Future()
-                    resolve(done, None)
-                    return dict.fromkeys(wishes, done)
-                downloader = self._open(archive_url)
+            build.touch()
+            if all(is_settled(build, archive_url, item, wish) for item, wish in wishes.items()):
+                self._failures.forget(archive_url, list(self._failures.of(archive_url)))
+                return {item: settled_task(item, wish) for item, wish in wishes.items()}
+            if self.is_closed:
+                raise Busy("the server is shutting down")
+            downloader = self._find(archive_url) or self._open(archive_url)
             return downloader.ask(wishes)
 
     def _drop_if_known(self, name: BuildName) -> None:
@@ -530,13 +575,22 @@ class DownloaderCache:
         with self._locks.holding(downloader.archive_url):
             if downloader.is_busy or self._find(downloader.archive_url) is not downloader:
                 return False
-            if downloader.has_failed:
-                downloader.build.remove_unrecorded()
-            self._staging.release(downloader.archive_url)
+            is_clean = not downloader.has_failed or self._clean_up(downloader.build)
+            self._staging.release(downloader.archive_url, is_clean=is_clean)
             with self._changed:
                 del self._downloaders[downloader.archive_url]
                 self._changed.notify_all()
             return True
+
+    @staticmethod
+    def _clean_up(build: Build) -> bool:
+        """Remove what a failure left; where the disk refuses, the next start tries again."""
+        try:
+            build.remove_unrecorded()
+        except OSError:
+            _log.exception("cleaning up after a failure of %s", build.name)
+            return False
+        return True
 
     def _wish_again(self, item: Item) -> Wish:
         artifact = self._equipment.catalog.artifacts.get(item.name) if item.is_artifact else None
@@ -544,6 +598,12 @@ class DownloaderCache:
             is_urgent=artifact is None or artifact.when != "background",
             may_be_absent=artifact is not None and not artifact.required,
         )
+
+
+def _asked_of(build: Build, archive_url: ArchiveUrl) -> Asked | None:
+    """Return where a build stands, if it is of this archive."""
+    asked = build.asked
+    return asked if asked and asked.archive_url == str(archive_url) else None
 
 
 def _is_there(build: Build, name: str) -> bool:

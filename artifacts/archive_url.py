@@ -218,6 +218,8 @@ def _authority(scheme: str, authority: str, text: str) -> str:
         if not _BUCKET.fullmatch(authority) or ".." in authority:
             raise BadRequest(f"not a bucket name in archive_url: {text!r}")
         return authority
+    if "@" in authority:
+        raise BadRequest("archive_url must not have a user name or password in it")
     match = _HOST.fullmatch(authority)
     port = int(match["port"] or _DEFAULT_PORTS[scheme]) if match else 0
     if not match or not 0 < port < 65536:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,8 +55,9 @@ class Asked:
         return ItemState.STAGED in states and states <= {ItemState.STAGED, ItemState.ABSENT}
 
     @property
-    def size(self) -> int:
-        return sum(record.size for record in self.items.values())
+    def has_staged(self) -> bool:
+        """Whether anything of it is there."""
+        return any(record.state is ItemState.STAGED for record in self.items.values())
 
 
 class Build:
@@ -85,6 +86,7 @@ class Build:
         self._trees_are_checked = False
         self._unrecorded: dict[str, StagedFile] = {}
         self._unrecorded_members: dict[str, StagedFile] = {}  # of trees
+        self._unrecorded_sha256: dict[str, str] = {}
         self._unsynced: set[Path] = set()
         self._recorded_at = 0.0
         self._recording_seconds = 0.0
@@ -99,6 +101,16 @@ class Build:
             if self._manifest is None:
                 return None
             return Asked(self._manifest.archive_url, dict(self._manifest.items))
+
+    @property
+    def size(self) -> int:
+        """The bytes that are published, each file once."""
+        with self._lock:
+            if self._manifest is None:
+                return 0
+            files, items = self._manifest.files, self._manifest.items.values()
+            of_trees = sum(r.size - sum(files[path].size for path in r.paths) for r in items)
+            return of_trees + sum(file.size for file in files.values())
 
     @property
     def last_used(self) -> float | None:
@@ -122,6 +134,7 @@ class Build:
         """Return the record of an item, its trees checked if the machine has crashed since."""
         with self._lock:
             self.check_trees()
+            self._check_directory()
             return self._manifest.items.get(item) if self._manifest else None
 
     def find(self, path: str) -> StagedFile | None:
@@ -186,26 +199,31 @@ class Build:
 
     def sha256_of(self, path: str) -> str | None:
         with self._lock:
-            return self._manifest.sha256.get(path) if self._manifest else None
+            unrecorded = self._unrecorded_sha256.get(path)
+            return unrecorded or (self._manifest.sha256.get(path) if self._manifest else None)
 
     # --- changing it
 
     def begin(self, archive_url: ArchiveUrl, items: Mapping[Item, ItemState]) -> None:
         """Record that items are asked for, or absent; the first thing that happens to a build."""
         with self._lock:
-            before, is_ours = self._manifest, self._records.exists()
-            if self._manifest is None or self._manifest.archive_url != str(archive_url):
-                self._manifest = Manifest(str(archive_url))
+            is_ours = self._records.exists()
+            is_new = self._manifest is None or self._manifest.archive_url != str(archive_url)
+            if is_new:
                 self._records.mkdir(parents=True, exist_ok=True)
                 (self._records / "staged.timestamp").touch()
-            for item, state in items.items():
-                self._manifest.items[item] = ItemRecord(state)
-            self._write()
-            if is_ours and before is not self._manifest:
+            with self._recording(Manifest(str(archive_url)) if is_new else None) as manifest:
+                for item, state in items.items():
+                    manifest.items[item] = ItemRecord(state)
+            if is_ours and is_new:
                 self.remove_unrecorded()
 
-    def publish_file(self, source: Path, path: str, file: StagedFile) -> None:
+    def publish_file(
+        self, source: Path, path: str, file: StagedFile, sha256: str | None = None
+    ) -> None:
         """Make ``source`` readable at ``path``, to be recorded later.
+
+        ``sha256``, in base64, where it is known already.
 
         Raises:
             Conflict: other bytes are published there already.
@@ -217,8 +235,10 @@ class Build:
             link_into_place(source, destination)
             self._unsynced.add(destination.parent)
             self._unrecorded[path] = file
+            if sha256 is not None:
+                self._unrecorded_sha256[path] = sha256
             if self.seconds_to_recording == 0:
-                self._write()
+                self.record_published()
 
     @property
     def seconds_to_recording(self) -> float | None:
@@ -233,7 +253,20 @@ class Build:
         """Record the files that are published, though their item is not complete."""
         with self._lock:
             if self._manifest is not None and self._unrecorded:
-                self._write()
+                with self._recording():
+                    pass
+
+    def withdraw(self, path: str) -> None:
+        """Take back a file of an item that was never complete; one that is stays."""
+        with self._lock:
+            assert self._manifest is not None
+            if any(path in record.paths for record in self._manifest.items.values()):
+                return
+            self._unrecorded.pop(path, None)
+            with self._recording() as manifest:
+                manifest.files.pop(path, None)
+                manifest.sha256.pop(path, None)
+            (self.directory / path).unlink(missing_ok=True)
 
     def publish_link(self, path: str, target: str) -> None:
         """Make a symbolic link at ``path`` to ``target``, both below the build."""
@@ -254,7 +287,10 @@ class Build:
             Conflict: other bytes are published at one of the paths already.
         """
         with self._lock:
-            wanted = [path for path, file in members.items() if self._may_publish(path, file)]
+            trees = list(self._all_trees())
+            wanted = [
+                path for path, file in members.items() if self._may_publish(path, file, trees)
+            ]
             real_directories: set[Path] = set()
             for path in wanted:
                 destination = self._make_parent(path, real_directories)
@@ -278,33 +314,25 @@ class Build:
             paths = tuple(sorted(paths))
             files = {**self._manifest.files, **self._unrecorded}
             size += sum(files[path].size for path in paths)
-            self._manifest.items[item] = ItemRecord(
-                ItemState.STAGED, paths, tuple(names), size, self._boot_id if names else None
-            )
-            self._write()
+            with self._recording() as manifest:
+                manifest.items[item] = ItemRecord(
+                    ItemState.STAGED, paths, tuple(names), size, self._boot_id if names else None
+                )
 
     def record_failed(self, item: Item, failure: Failure) -> bool:
         """Record why an item failed; return False where there is no manifest to do so."""
         with self._lock:
             if self._manifest is None:
                 return False
-            self._manifest.items[item] = ItemRecord(ItemState.FAILED, failure=failure)
-            self._write()
+            with self._recording() as manifest:
+                manifest.items[item] = ItemRecord(ItemState.FAILED, failure=failure)
             return True
-
-    def forget(self, items: Iterable[Item]) -> None:
-        """Record that items were not asked for after all."""
-        with self._lock:
-            if self._manifest is not None:
-                for item in items:
-                    self._manifest.items.pop(item, None)
-                self._write()
 
     def record_sha256(self, path: str, digest: str) -> None:
         with self._lock:
             if self._manifest is not None:
-                self._manifest.sha256[path] = digest
-                self._write()
+                with self._recording() as manifest:
+                    manifest.sha256[path] = digest
 
     def remove_unrecorded(self) -> None:
         """Remove the files that the manifest does not vouch for, and directories left empty."""
@@ -312,6 +340,7 @@ class Build:
             return  # somebody else's; nothing is published through a link
         with self._lock:
             self._unrecorded.clear()
+            self._unrecorded_sha256.clear()
             self._unrecorded_members.clear()
             for aside in self._records.glob(".*"):
                 aside.unlink()
@@ -340,6 +369,7 @@ class Build:
             self._manifest = None
             self._tree_cache.forget(self._records)
             self._unrecorded.clear()
+            self._unrecorded_sha256.clear()
             self._unrecorded_members.clear()
             for directory, name in ((self._records, "records"), (self.directory, "files")):
                 if directory.exists():
@@ -358,22 +388,36 @@ class Build:
             _log.error("%s is damaged (%s); %s counts as not staged", path, error, self.name)
             return None
 
-    def _write(self) -> None:
-        assert self._manifest is not None
+    @contextlib.contextmanager
+    def _recording(self, manifest: Manifest | None = None) -> Iterator[Manifest]:
+        """Change a copy of the manifest, or ``manifest``; it counts once it is on the disk."""
+        if manifest is None:
+            assert self._manifest is not None
+            manifest = self._manifest.copy()
+        yield manifest
         begun_at = time.monotonic()
         for directory in self._unsynced:
             fsync_directory(directory)
         self._unsynced.clear()
-        self._manifest.files.update(self._unrecorded)
+        manifest.files.update(self._unrecorded)
+        manifest.sha256.update(self._unrecorded_sha256)
+        write_durably(self._records / "manifest.json", manifest.to_json())
+        self._manifest = manifest
         self._unrecorded.clear()
-        write_durably(self._records / "manifest.json", self._manifest.to_json())
+        self._unrecorded_sha256.clear()
         self._recorded_at = time.monotonic()
         self._recording_seconds = self._recorded_at - begun_at
 
-    def _may_publish(self, path: str, file: StagedFile) -> bool:
+    def _may_publish(
+        self, path: str, file: StagedFile, trees: Sequence[Tree] | None = None
+    ) -> bool:
         """Whether ``path`` is free; False if the very same is there; Conflict if something else."""
-        unrecorded = self._unrecorded.get(path) or self._unrecorded_members.get(path)
-        there = unrecorded or self.find(path)
+        there = self._unrecorded.get(path) or self._unrecorded_members.get(path)
+        if there is None and self._manifest is not None:
+            there = self._manifest.files.get(path)
+        if there is None:
+            listed = self._all_trees() if trees is None else trees
+            there = next((tree[path] for tree in listed if path in tree), None)
         if there is None:
             return True
         if (there.size, there.crc32c, there.link) == (file.size, file.crc32c, file.link):
@@ -416,8 +460,8 @@ class Build:
             if self._manifest is None or self._trees_are_checked:
                 return
             self._trees_are_checked = True
-            items, is_changed = self._manifest.items, False
-            for item, record in list(items.items()):
+            items: dict[Item, ItemRecord] = {}
+            for item, record in self._manifest.items.items():
                 is_doubtful = bool(record.trees) and record.boot_id != self._boot_id
                 if not all(self._tree_survived(name, is_doubtful) for name in record.trees):
                     _log.warning(
@@ -426,11 +470,21 @@ class Build:
                     items[item] = ItemRecord(ItemState.ASKED)
                 elif is_doubtful:
                     items[item] = replace(record, boot_id=self._boot_id)
-                else:
-                    continue
-                is_changed = True
-            if is_changed:
-                self._write()
+            if items:
+                with self._recording() as manifest:
+                    manifest.items.update(items)
+
+    def _check_directory(self) -> None:
+        """Note that somebody has removed the build's files by hand, all of them."""
+        if self._manifest is None or self.directory.is_dir():
+            return
+        lost = [i for i, r in self._manifest.items.items() if r.state is ItemState.STAGED]
+        if lost:
+            _log.warning("%s is gone; %s is staged anew when asked for", self.directory, self.name)
+            with self._recording() as manifest:
+                manifest.items.update(dict.fromkeys(lost, ItemRecord(ItemState.ASKED)))
+                manifest.files.clear()
+                manifest.sha256.clear()
 
     def _tree_survived(self, name: str, is_doubtful: bool) -> bool:
         try:

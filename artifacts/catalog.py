@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal
 
@@ -144,7 +145,11 @@ class Catalog:
                 text = Path(name_or_file).read_text(encoding="utf-8")
             parsed = _CatalogFile.model_validate(tomllib.loads(text))
         except OSError as error:
-            raise CatalogError(f"catalog {name_or_file}: {error.strerror}") from error
+            shipped_names = sorted(path.name[:-5] for path in _shipped())
+            raise CatalogError(
+                f"catalog {name_or_file}: {error.strerror} "
+                f"(these come with devserver: {', '.join(shipped_names)})"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CatalogError(f"catalog {name_or_file}: not TOML: {error}") from error
         except ValidationError as error:
@@ -163,6 +168,11 @@ class Catalog:
             if name not in self.artifacts:
                 known = ", ".join(self.artifacts)
                 raise BadRequest(f"unknown artifact {name!r}; this server knows: {known}")
+
+
+def _shipped() -> list[Traversable]:
+    directory = resources.files("artifacts") / "catalogs"
+    return [path for path in directory.iterdir() if path.name.endswith(".toml")]
 
 
 def _checked_path(path: str) -> str:

@@ -101,6 +101,10 @@ class Manifest:
     files: dict[str, StagedFile] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 
+    def copy(self) -> Manifest:
+        """Return one that can be changed without changing this."""
+        return Manifest(self.archive_url, dict(self.items), dict(self.files), dict(self.sha256))
+
     def to_json(self) -> bytes:
         return _dump(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from artifacts.archive_url import BuildName, check_relative_path
@@ -30,12 +30,15 @@ class PlannedItem:
     def is_unpacked(self) -> bool:
         return self.artifact is not None and self.artifact.unpack
 
-    def needed_bytes(self, listing: Mapping[str, ArchiveFile]) -> int:
-        """Estimate what this will take on disk; files of unknown size count as nothing."""
+    def needed_bytes(self, listing: Mapping[str, ArchiveFile], kept: Collection[str] = ()) -> int:
+        """Estimate what this will take on disk; files of unknown size count as nothing.
+
+        ``kept`` are files of the archive that are there as they are, and are not fetched again.
+        """
         total = 0
         for file in self.files:
             size = listing[file.archive_name].size or 0
-            total += size
+            total += 0 if file.archive_name in kept else size
             if self.is_unpacked:
                 suffix = "." + file.archive_name.rpartition(".")[2]
                 total += size * _UNPACKED_RATIO.get(suffix, 4)

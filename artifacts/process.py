@@ -8,12 +8,16 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cherrypy
 
 from artifacts.disk import write_durably
+from artifacts.errors import DevserverError
+
+_SAME_ORDER_SECONDS = 1.0
 
 
 def set_up_logging(level: str) -> None:
@@ -40,12 +44,15 @@ def raise_open_files_limit() -> None:
 
 
 def signalled_end() -> threading.Event:
-    """Return what SIGTERM and Ctrl-C set; the second of them ends the process on the spot."""
+    """Return what SIGTERM and Ctrl-C set; a later one ends the process on the spot."""
     ended = threading.Event()
+    signalled_at: list[float] = []
 
     def end(*_: object) -> None:
-        if ended.is_set():
+        # One order may come as several signals: to the process, and to its group.
+        if signalled_at and time.monotonic() - signalled_at[0] > _SAME_ORDER_SECONDS:
             os._exit(1)
+        signalled_at.append(time.monotonic())
         ended.set()
 
     signal.signal(signal.SIGTERM, end)
@@ -55,12 +62,19 @@ def signalled_end() -> threading.Event:
 
 @contextlib.contextmanager
 def announced(files: Mapping[Path | None, str]) -> Iterator[None]:
-    """Write files (port, process id), and remove them in the end; None stands for no file."""
+    """Write files (port, process id), and remove them in the end; None stands for no file.
+
+    Raises:
+        DevserverError: one cannot be written.
+    """
     paths = [path.absolute() for path in files if path is not None]
     try:
-        for path, text in files.items():
-            if path is not None:
-                write_durably(path.absolute(), text.encode("ascii"))
+        try:
+            for path, text in files.items():
+                if path is not None:
+                    write_durably(path.absolute(), text.encode("ascii"))
+        except OSError as error:
+            raise DevserverError(f"cannot write {path}: {error.strerror}") from error
         yield
     finally:
         for path in paths:

@@ -11,10 +11,14 @@ from artifacts.manifest import Failure, Item
 
 
 class RecentFailures:
-    """Why things could not even be planned, by archive URL; the last ``limit`` URLs."""
+    """Why things could not even be planned, by archive URL.
 
-    def __init__(self, limit: int = 1000) -> None:
+    The last ``limit`` URLs, and of each the last ``items_limit`` items.
+    """
+
+    def __init__(self, limit: int = 1000, items_limit: int = 100) -> None:
         self._limit = limit
+        self._items_limit = items_limit
         self._lock = threading.Lock()  # guards the dictionary
         self._failures: OrderedDict[ArchiveUrl, dict[Item, Failure]] = OrderedDict()
 
@@ -22,6 +26,8 @@ class RecentFailures:
         with self._lock:
             failures = self._failures.setdefault(archive_url, {})
             failures.update(dict.fromkeys(items, failure))
+            for item in list(failures)[: -self._items_limit]:
+                del failures[item]
             self._failures.move_to_end(archive_url)
             if len(self._failures) > self._limit:
                 self._failures.popitem(last=False)

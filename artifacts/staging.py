@@ -127,7 +127,7 @@ class Staging:
         with self._lock:
             claimed_by = self._claims.get(build.name)
         asked = build.asked
-        staged_from = asked.archive_url if asked and asked.size else None
+        staged_from = asked.archive_url if asked and asked.has_staged else None
         for other in (claimed_by and str(claimed_by), staged_from):
             if other and other != str(archive_url):
                 raise Conflict(
@@ -140,12 +140,14 @@ class Staging:
         with self._lock:
             return name in self._claims
 
-    def release(self, archive_url: ArchiveUrl) -> None:
+    def release(self, archive_url: ArchiveUrl, *, is_clean: bool = True) -> None:
+        """Give a claim back; what is not ``is_clean`` is looked at again at the next start."""
         name = archive_url.name
         with self._lock:
             if self._claims.get(name) == archive_url:
                 del self._claims[name]
-                self._marker(name).unlink(missing_ok=True)
+                if is_clean:
+                    self._remove_marker(name)
 
     def drop(self, name: BuildName) -> None:
         """Take a build off the disk; its bytes are freed in the background.
@@ -161,8 +163,10 @@ class Staging:
             write_durably(self._marker(name), str(name).encode("utf-8"))
             build.move_away(self._trash)
             self._marker(name).unlink()
-            for directory in (self.directory / name.target, self._records / name.target):
-                _remove_if_empty(directory)
+            # Builds are made under a claim only: nobody is just making one there.
+            if not any(claimed.target == name.target for claimed in self._claims):
+                for directory in (self.directory / name.target, self._records / name.target):
+                    _remove_if_empty(directory)
         self._empty_trash()
 
     def new_directory(self) -> Path:
@@ -192,6 +196,13 @@ class Staging:
 
     def _marker(self, name: BuildName) -> Path:
         return self._markers / hashlib.sha1(str(name).encode("utf-8")).hexdigest()
+
+    def _remove_marker(self, name: BuildName) -> None:
+        try:
+            self._marker(name).unlink(missing_ok=True)
+        except OSError:
+            # It stays for the next start, which will find nothing to do.
+            _log.exception("removing the marker of %s", name)
 
     def _clean_up_after_crash(self) -> None:
         for path in self._temporary.iterdir():

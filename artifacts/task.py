@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from artifacts.build import Build
 from artifacts.errors import ArchiveError, DevserverError
-from artifacts.extract import UnpackLimits, unpack
+from artifacts.extract import UnpackedMember, UnpackLimits, unpack
 from artifacts.fetch import Fetch
 from artifacts.growing_file import FetchRestarted
 from artifacts.manifest import Item, StagedFile
@@ -48,6 +49,7 @@ class Task:
         self.wish = wish
         self.gate = gate
         self.future: Future[None] = Future()
+        self.accepted: Future[None] = Future()  # ends when it is planned, or cannot be
         self.state = TaskState.WAITING
         self.error: DevserverError | None = None
         self.is_begun = False
@@ -146,14 +148,15 @@ class Task:
         under_way: dict[str, str] = {}
         for planned in self.planned.files:
             file = listing[planned.archive_name]
-            there = build.file_from(file.name)
-            if there and file.size in {None, there[1].size}:
+            if there := kept_file(build, file):
                 if there[0] != planned.path:
                     build.publish_file(build.directory / there[0], planned.path, there[1])
                 with self._lock:
                     self._bytes_there += there[1].size
             else:
                 under_way[file.name] = planned.path
+                if build.find(planned.path) is not None:
+                    build.withdraw(planned.path)
             paths[file.name] = planned.path
         for name in under_way:
             self._acquire(fetches, listing[name]).when_ended(ended.put)
@@ -161,7 +164,9 @@ class Task:
             fetch = _next_ended(ended, build)
             fetched = fetch.wait()
             staged = StagedFile(fetched.size, fetched.crc32c, archive_name=fetch.name)
-            build.publish_file(fetched.path, under_way[fetch.name], staged)
+            digest = fetched.sha256
+            sha256 = base64.b64encode(digest).decode("ascii") if digest else None
+            build.publish_file(fetched.path, under_way[fetch.name], staged, sha256)
             self._let_go(fetches, fetch)
         return list(paths.values())
 
@@ -174,11 +179,15 @@ class Task:
         limits: UnpackLimits,
     ) -> list[dict[str, StagedFile]]:
         assert self.planned is not None
-        acquired = [self._acquire(fetches, listing[p.archive_name]) for p in self.planned.files]
-        return [self._stage_tree(fetch, build, staging, limits) for fetch in acquired]
+        files = [listing[planned.archive_name] for planned in self.planned.files]
+        origins: list[Fetch | Path] = []
+        for file in files:
+            there = kept_file(build, file)
+            origins.append(build.directory / there[0] if there else self._acquire(fetches, file))
+        return [self._stage_tree(origin, build, staging, limits) for origin in origins]
 
     def _stage_tree(
-        self, fetch: Fetch, build: Build, staging: Staging, limits: UnpackLimits
+        self, origin: Fetch | Path, build: Build, staging: Staging, limits: UnpackLimits
     ) -> dict[str, StagedFile]:
         assert self.planned is not None and self.planned.artifact is not None
         artifact = self.planned.artifact
@@ -187,7 +196,11 @@ class Task:
             try:
                 top = artifact.tree_path(build.name)
                 (directory / top).mkdir(parents=True, exist_ok=True)
-                members = self._unpack(fetch, directory / top, limits)
+                members: dict[str, StagedFile] | None
+                if isinstance(origin, Path):
+                    members = self._unpack_kept(origin, directory / top, limits)
+                else:
+                    members = self._unpack(origin, directory / top, limits)
                 if members is None:
                     continue
                 tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
@@ -218,7 +231,41 @@ class Task:
             return None
         if reader.is_cut:
             return None
-        return {m.path: StagedFile(m.size, m.crc32c, m.link) for m in members}
+        return _as_files(members)
+
+    def _unpack_kept(
+        self, path: Path, directory: Path, limits: UnpackLimits
+    ) -> dict[str, StagedFile]:
+        """Unpack an archive that is published as it is already."""
+        assert self.planned is not None and self.planned.artifact is not None
+        self.state = TaskState.UNPACKING
+        with path.open("rb") as reader:
+            try:
+                wanted = self.planned.artifact.wants_member
+                return _as_files(unpack(reader, directory, wanted=wanted, limits=limits))
+            except ArchiveError as error:
+                raise ArchiveError(f"{path.name}: {error.message}") from error
+
+
+def _as_files(members: Iterable[UnpackedMember]) -> dict[str, StagedFile]:
+    return {m.path: StagedFile(m.size, m.crc32c, m.link) for m in members}
+
+
+def kept_file(build: Build, file: ArchiveFile) -> tuple[str, StagedFile] | None:
+    """Return path and description of an archive's file that is published as it is, still the same.
+
+    None where its size or checksums say that it has changed since.
+    """
+    there = build.file_from(file.name)
+    if there is None or file.size not in {None, there[1].size}:
+        return None
+    checksums = file.checksums
+    if checksums.crc32c is not None:
+        return there if checksums.crc32c == there[1].crc32c else None
+    if checksums.sha256 is not None:
+        encoded = base64.b64encode(checksums.sha256).decode("ascii")
+        return there if encoded == build.sha256_of(there[0]) else None
+    return there
 
 
 def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:
@@ -249,6 +296,33 @@ def first_failure(futures: Sequence[Future[None]]) -> Future[None]:
     if not futures:
         resolve(joint, None)
     return joint
+
+
+def all_ended(futures: Sequence[Future[None]]) -> Future[None]:
+    """Return a future that succeeds when all have ended, one way or the other."""
+    joint: Future[None] = Future()
+    lock = threading.Lock()  # guards the count
+    left = len(futures)
+
+    def note(_: Future[None]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left > 0:
+                return
+        joint.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(note)
+    return joint
+
+
+def settled_task(item: Item, wish: Wish) -> Task:
+    """Return a task that has nothing left to do."""
+    task = Task(item, wish, None)
+    resolve(task.accepted, None)
+    resolve(task.future, None)
+    return task
 
 
 def resolve(future: Future[None], error: BaseException | None) -> None:

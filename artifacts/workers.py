@@ -52,7 +52,15 @@ class Workers:
                 self._threads += 1
                 self._started += 1
                 name = f"{self._name}-{self._started}"
-                threading.Thread(target=self._run, name=name, daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, name=name, daemon=True).start()
+                except RuntimeError as error:
+                    # The system gives no more threads; those that there are will have to do.
+                    self._threads -= 1
+                    if not self._threads:
+                        (self._urgent if urgent else self._later).pop()
+                        raise Busy(f"no thread can be started: {error}") from error
+                    self._changed.notify()
             else:
                 self._changed.notify()
 

@@ -48,7 +48,7 @@ def test_every_command_has_help(arguments: list[str]) -> None:
         (["--port=70000"], {}, "--port"),
         (["--nonsense", "1"], {}, "nonsense"),
         (["--allow-archive", "nonsense"], {}, "--allow-archive"),
-        (["--catalog", "nonsense"], {}, "nonsense"),
+        (["--catalog", "nonsense"], {}, "everything"),
         (["--connections", "0"], {}, "--connections"),
         ([], {"DEVSERVER_PORT": "http"}, "DEVSERVER_PORT"),
         (["--config", "/no/such/file"], {}, "/no/such/file"),
@@ -136,6 +136,26 @@ def test_a_signal_ends_the_server_in_order(signal_number: int, serve: Serve) -> 
     assert server.process.wait(timeout=30) == 0
     assert not pidfile.exists()
     assert "Traceback" not in server.log
+
+
+def test_one_order_to_end_may_come_as_several_signals(serve: Serve) -> None:
+    server = serve()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        server.process.send_signal(number)
+    assert server.process.wait(timeout=30) == 0
+    assert server.log.rstrip().endswith("ended")
+
+
+def test_a_portfile_that_cannot_be_written_is_told_and_ends_the_server(tmp_path: Path) -> None:
+    ended = devserver(
+        *("--port", "0", "--data-dir", str(tmp_path), "--portfile", "/nonexistent/port")
+    )
+    assert ended.returncode == 1
+    assert "cannot write /nonexistent/port" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_the_version_is_told() -> None:
+    assert "0.1.0" in devserver("--version").stdout
 
 
 def test_stage_watches_until_all_is_staged(serve: Serve, archive_directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -330,6 +331,19 @@ def test_a_file_that_an_artifact_brought_is_not_fetched_again(
     assert archive.bytes_sent(f"/{NAME}/{FULL_PAYLOAD}") == sent_before
     data = (archive_directory / NAME / FULL_PAYLOAD).read_bytes()
     assert server.file(f"{NAME}/{FULL_PAYLOAD}") == data
+
+
+def test_a_build_whose_files_were_removed_by_hand_is_staged_anew(
+    server: RunningServer, build_url: str
+) -> None:
+    server.call("/download", archive_url=build_url)
+    server.call("/wait_for_status", archive_url=build_url)
+    shutil.rmtree(server.static_directory / NAME)
+    assert server.call("/is_staged", archive_url=build_url, artifacts="stateful") == "False"
+    assert server.call("/download", archive_url=build_url) == "Success"
+    assert server.call("/wait_for_status", archive_url=build_url) == "Success"
+    assert server.file(f"{NAME}/stateful.tgz")
+    assert (server.static_directory / NAME / "autotest" / "test_suites").is_dir()
 
 
 def test_async_staging_is_answered_at_once(

@@ -33,7 +33,7 @@ class Client:
     """A devserver, asked over HTTP; a context manager."""
 
     def __init__(self, server: str, token: str | None = None) -> None:
-        self.server = server.rstrip("/")
+        self.server = (server if "://" in server else f"http://{server}").rstrip("/")
         self._session = requests.Session()
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
@@ -45,10 +45,16 @@ class Client:
         self._session.close()
 
     def get_json(self, path: str) -> Any:
-        return self._ask("GET", path).json()
+        return self._parsed(self._ask("GET", path))
 
     def post_json(self, path: str, value: object) -> Any:
-        return self._ask("POST", path, json=value).json()
+        return self._parsed(self._ask("POST", path, json=value))
+
+    def _parsed(self, response: requests.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise DevserverError(f"what answers at {self.server} is no devserver") from error
 
     def get_text(self, path: str, timeout_seconds: float = _ANSWER_SECONDS, **query: str) -> str:
         return self._ask("GET", path, params=query, timeout_seconds=timeout_seconds).text

@@ -68,14 +68,17 @@ def watch_staging(client: Client, name: BuildName, wanted: dict[str, Any]) -> di
     settled: Future[str] = Future()
 
     def wait() -> None:
-        try:
-            settled.set_result(
-                client.get_text(
-                    "/wait_for_status", _WAIT_SECONDS, archive_url=wanted["archive_url"]
+        while not settled.done():
+            try:
+                settled.set_result(
+                    client.get_text(
+                        "/wait_for_status", _WAIT_SECONDS, archive_url=wanted["archive_url"]
+                    )
                 )
-            )
-        except DevserverError as error:
-            settled.set_exception(error)
+            except DevserverError as error:
+                # 504: the server's own limit of one call is over, the staging is not.
+                if error.status != 504:
+                    settled.set_exception(error)
 
     threading.Thread(target=wait, name="wait-for-status", daemon=True).start()
     with _progress() as progress:

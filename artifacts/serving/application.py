@@ -46,12 +46,15 @@ def _strip_padding() -> None:
 
 
 cherrypy.tools.stripped_padding = cherrypy.Tool("before_finalize", _strip_padding)
+cherrypy.tools.stripped_padding_of_500 = cherrypy.Tool("after_error_response", _strip_padding)
 
 _SETTINGS = {
     "error_page.default": _error_page,
     "request.show_tracebacks": False,
     "request.show_mismatched_params": False,
     "tools.stripped_padding.on": True,
+    "tools.stripped_padding_of_500.on": True,
     "tools.trailing_slash.on": False,
     "tools.encode.on": False,
+    "response.headers.Server": "devserver",
 }

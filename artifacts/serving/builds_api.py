@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ import cherrypy
 
 from artifacts.archive_url import ArchiveUrl, BuildName, check_relative_path
 from artifacts.build import Build
-from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
+from artifacts.errors import BadRequest, BuildNotFound, Busy, DevserverError, NotFound
 from artifacts.manifest import Item, ItemRecord, ItemState, StagedFile
 from artifacts.serving.answer import Answer, json_answer, json_error
 from artifacts.serving.handlers import (
@@ -29,7 +31,7 @@ from artifacts.serving.waiting import Wait
 from artifacts.staging import Staging
 from artifacts.workers import Workers
 
-_BLOCK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 _TASK_STATES = {
     ItemState.ASKED: "waiting",
     ItemState.STAGED: "staged",
@@ -63,7 +65,7 @@ def json_call(handler: Callable[..., Handled]) -> Any:
     """Expose a method that answers JSON, also when it fails."""
 
     @wraps(handler)
-    def call(self: Any, *segments: str, **_: Any) -> bytes:
+    def call(self: Any, /, *segments: str, **_: Any) -> bytes:
         try:
             return give(handler(self, *segments))
         except DevserverError as error:
@@ -150,7 +152,7 @@ class BuildsApi:
             "build": name.build,
             "archive_url": asked.archive_url if asked else str(live and live.archive_url),
             "state": "staging" if live else state,
-            "bytes": asked.size if asked else 0,
+            "bytes": build.size,
             "last_used": last_used and datetime.fromtimestamp(last_used, UTC).isoformat(),
             "held": False,
             "artifacts": artifacts,
@@ -164,6 +166,8 @@ class FileInfo:
         self._staging = staging
         self._threads = threads
         self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()  # guards what is under way
+        self._under_way: dict[tuple[BuildName, str], Future[str]] = {}
 
     @json_call
     def default(self, *segments: str) -> Handled:
@@ -180,9 +184,33 @@ class FileInfo:
         path, file = found
         if (digest := build.sha256_of(path)) is not None:
             return json_answer({"size": file.size, "sha256": digest})
-        future: Future[str] = Future()
-        self._threads.submit(lambda: _compute_sha256(build, path, future))
+        future = self._computing(build, path)
         return Wait(future, self._timeout_seconds, lambda done: _file_info(file, done))
+
+    def _computing(self, build: Build, path: str) -> Future[str]:
+        """Return the future of the one computation of a file's SHA-256."""
+        key = (build.name, path)
+        with self._lock:
+            if (future := self._under_way.get(key)) is not None:
+                return future
+            future = self._under_way[key] = Future()
+
+        def compute() -> None:
+            try:
+                future.set_result(_compute_sha256(build, path))
+            except Exception as error:
+                future.set_exception(error)
+            finally:
+                with self._lock:
+                    del self._under_way[key]
+
+        try:
+            self._threads.submit(compute, urgent=False)
+        except Busy as error:
+            with self._lock:
+                del self._under_way[key]
+            future.set_exception(error)
+        return future
 
 
 def _file_info(file: StagedFile, done: Future[str]) -> Answer:
@@ -192,15 +220,19 @@ def _file_info(file: StagedFile, done: Future[str]) -> Answer:
     return json_answer({"size": file.size, "sha256": done.result()})
 
 
-def _compute_sha256(build: Build, path: str, future: Future[str]) -> None:
+def _compute_sha256(build: Build, path: str) -> str:
     try:
         with (build.directory / path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
-        encoded = base64.b64encode(digest).decode("ascii")
-        build.record_sha256(path, encoded)
-        future.set_result(encoded)
     except OSError as error:
-        future.set_exception(NotFound(f"cannot read {path}: {error.strerror}"))
+        raise NotFound(f"cannot read {path}: {error.strerror}") from error
+    encoded = base64.b64encode(digest).decode("ascii")
+    try:
+        build.record_sha256(path, encoded)
+    except OSError:
+        # On a full disk: it will be computed again.
+        _log.exception("recording the SHA-256 of %s/%s", build.name, path)
+    return encoded
 
 
 def _describe_item(

@@ -88,11 +88,12 @@ def lab_rpc(
 
     ``changes``: it changes something, and is refused to pages of other sites.
     """
-    allowed = tuple(methods)
+    # What changes something is not for HEAD: those who try links out would stage builds.
+    allowed = tuple(method for method in methods if not (changes and method == "HEAD"))
 
     def decorate(handler: Callable[[Any, Arguments], Handled]) -> Any:
         @wraps(handler)
-        def call(self: Any, *segments: str, **given: Any) -> bytes:
+        def call(self: Any, /, *segments: str, **given: Any) -> bytes:
             try:
                 if segments:
                     raise NotFound(f"no such call: {cherrypy.request.path_info}")
@@ -120,9 +121,16 @@ def refuse_cross_site() -> None:
     """Raise NotAllowed for a request that a page of another site makes a browser send."""
     headers = cherrypy.request.headers
     origin = headers.get("Origin")
-    is_foreign = origin is not None and urlsplit(origin).netloc != headers.get("Host")
-    if is_foreign or headers.get("Sec-Fetch-Site") == "cross-site":
+    is_foreign = origin is not None and _host_of(origin) != headers.get("Host")
+    if is_foreign or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         raise NotAllowed("this call is not for pages of other sites", code="cross_site")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def give(handled: Handled) -> bytes:

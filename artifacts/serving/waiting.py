@@ -186,7 +186,9 @@ class WaitingRoom:
                 if not self._deadlines or self._deadlines[0][0] > now:
                     return
                 _, number = heapq.heappop(self._deadlines)
-            self._dismiss(number, _failed(TimedOut("not there in the time that was given for it")))
+            self._dismiss(
+                number, _failed(TimedOut("still under way after the time given for it; ask again"))
+            )
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):
