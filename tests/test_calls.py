@@ -102,6 +102,19 @@ def test_unknown_calls_and_methods(server: RunningServer) -> None:
     assert put.status_code == 405
 
 
+def test_no_argument_can_upset_a_call(server: RunningServer) -> None:
+    for path in ("/download", "/doc", "/", "/static/", "/api/v1/builds", "/check_health"):
+        answer = server.get(f"{path}?self=1&handler=2&segments=3")
+        assert answer.status_code < 500, path
+    odd = server.session.get(f"{server.url}/download", headers={"Origin": "http://["})
+    assert odd.status_code == 403
+
+
+def test_trying_a_link_out_stages_nothing(server: RunningServer, url: str) -> None:
+    answer = server.session.head(f"{server.url}/download", params={"archive_url": url})
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, POST")
+
+
 def test_health_has_the_fields_that_schedulers_read(server: RunningServer) -> None:
     health = server.get("/check_health").json()
     assert health["free_disk"] > 0

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Fault
 
 from artifacts.archive_url import AllowList, ArchiveUrl
+from artifacts.build import Build
 from artifacts.catalog import Catalog
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
-from artifacts.errors import BuildNotFound, Busy, Conflict, DevserverError
+from artifacts.errors import (
+    BuildNotFound,
+    Busy,
+    Conflict,
+    DevserverError,
+    InsufficientStorage,
+)
 from artifacts.extract import UnpackLimits
 from artifacts.fetch import FetchLimits
 from artifacts.manifest import Item
@@ -191,3 +201,134 @@ def test_many_threads_asking_for_the_same_and_different_things_agree(
     assert cache.sizes == (0, 0)
     size = (archive_directory / NAME / FULL_PAYLOAD).stat().st_size
     assert archive.bytes_sent(f"/{NAME}/{FULL_PAYLOAD}") == size
+
+
+def write_build(directory: Path, **files: bytes) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+
+
+def test_archives_are_not_mixed_even_where_what_is_staged_is_empty(
+    cache: DownloaderCache, tmp_path: Path
+) -> None:
+    write_build(tmp_path / "one/board/R1-1", x=b"")
+    write_build(tmp_path / "two/board/R1-1", x=b"hello")
+    one, two = (ArchiveUrl.parse(f"file://{tmp_path}/{n}/board/R1-1") for n in ("one", "two"))
+    cache.stage(one, [Item.files("x")]).result(SECONDS)
+    with pytest.raises(Conflict):
+        cache.stage(two, [Item.files("x")])
+
+
+def test_a_failure_of_one_archive_is_not_told_of_another(
+    cache: DownloaderCache, archive: ArchiveServer, archive_directory: Path
+) -> None:
+    ours = ArchiveUrl.parse(f"{archive.url}/{NAME}")
+    theirs = ArchiveUrl.parse(f"file://{archive_directory}/{NAME}")
+    archive.misbehave(f"/{NAME}/stateful.tgz", Fault(status=403))
+    with pytest.raises(DevserverError):
+        cache.stage(ours, [Item.artifact("stateful")]).result(SECONDS)
+    with pytest.raises(BuildNotFound):
+        cache.wait_for_status(theirs)
+    assert not cache.is_staged(theirs, [Item.artifact("stateful")])
+
+
+def test_what_a_staged_build_does_not_have_is_told_to_who_asked_and_to_nobody_else(
+    cache: DownloaderCache, archive_directory: Path
+) -> None:
+    url = ArchiveUrl.parse(f"file://{archive_directory}/{NAME}")
+    cache.stage(url, [Item.artifact("stateful")]).result(SECONDS)
+    with pytest.raises(DevserverError, match="typo"):
+        cache.stage(url, [Item.files("typo")]).result(SECONDS)
+    with pytest.raises(DevserverError, match="typo"):
+        cache.is_staged(url, [Item.files("typo")])
+    settled(cache, url)
+
+
+def test_a_build_without_foreground_is_still_looked_for(
+    equipment: Equipment, tmp_path: Path
+) -> None:
+    catalog = tmp_path / "lazy.toml"
+    catalog.write_text('[artifacts.x]\nfiles = ["x"]\nwhen = "background"\n')
+    cache = DownloaderCache(replace(equipment, catalog=Catalog.load(str(catalog))))
+    with pytest.raises(BuildNotFound):
+        cache.download(ArchiveUrl.parse(f"file://{tmp_path}/board/R1-1")).result(SECONDS)
+    write_build(tmp_path / "board/R1-1", x=b"x")
+    url = ArchiveUrl.parse(f"file://{tmp_path}/board/R1-1")
+    cache.download(url).result(SECONDS)
+    settled(cache, url)
+    assert cache.is_staged(url, [Item.artifact("x")])
+
+
+@pytest.mark.parametrize("changed", [b"longer than before", b"NEW"])
+def test_a_file_of_a_failed_try_that_has_changed_since_is_fetched_anew(
+    changed: bytes, equipment: Equipment, archive: ArchiveServer, archive_directory: Path
+) -> None:
+    build = archive_directory / "board/R1-1"
+    write_build(build, a=b"old", b=b"bee")
+    cache = DownloaderCache(replace(equipment, connections=Workers("one", 1)))
+    url = ArchiveUrl.parse(f"{archive.url}/board/R1-1")
+    # One connection: "a" is there before "b" fails.
+    archive.misbehave("/board/R1-1/b", Fault(status=403), times=1)
+    with pytest.raises(DevserverError):
+        cache.stage(url, [Item.files("[ab]")]).result(SECONDS)
+    write_build(build, a=changed, SHA256SUMS=hashlib.sha256(changed).hexdigest().encode() + b"  a")
+    cache.stage(url, [Item.files("[ab]")]).result(SECONDS)
+    assert (equipment.staging.directory / "board/R1-1/a").read_bytes() == changed
+
+
+def test_a_retry_needs_room_only_for_what_is_missing(
+    equipment: Equipment, archive: ArchiveServer, archive_directory: Path
+) -> None:
+    size = 100_000_000
+    write_build(archive_directory / "board/R1-1", a=bytes(size), b=b"b")
+    cache = DownloaderCache(replace(equipment, connections=Workers("one", 1)))
+    url = ArchiveUrl.parse(f"{archive.url}/board/R1-1")
+    archive.misbehave("/board/R1-1/b", Fault(status=403), times=1)
+    with pytest.raises(DevserverError):
+        cache.stage(url, [Item.files("[ab]")]).result(SECONDS)
+    space = equipment.staging.space
+    hog = space.reserve(space.free_bytes() - size // 2, "another", lambda: 0)
+    with pytest.raises(InsufficientStorage):
+        space.reserve(size, "as much as all of it", lambda: 0)
+    cache.stage(url, [Item.files("[ab]")]).result(SECONDS)
+    assert archive.bytes_sent("/board/R1-1/a") == size
+    hog.release()
+
+
+def test_a_failure_ends_though_what_it_left_cannot_be_removed(
+    cache: DownloaderCache,
+    archive: ArchiveServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: Build) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Build, "remove_unrecorded", refuse)
+    url = ArchiveUrl.parse(f"{archive.url}/{NAME}")
+    archive.misbehave(f"/{NAME}/stateful.tgz", Fault(status=403), times=1)
+    with pytest.raises(DevserverError, match="403"):
+        cache.stage(url, [Item.artifact("stateful")]).result(SECONDS)
+    assert cache.sizes == (0, 0)
+    cache.stage(url, [Item.artifact("stateful")]).result(SECONDS)
+
+
+def test_an_archive_staged_as_it_is_is_unpacked_without_fetching_it_again(
+    cache: DownloaderCache, archive: ArchiveServer, archive_directory: Path
+) -> None:
+    url = ArchiveUrl.parse(f"{archive.url}/{NAME}")
+    cache.stage(url, [Item.files("autotest.tar.bz2")]).result(SECONDS)
+    cache.stage(url, [Item.artifact("autotest")]).result(SECONDS)
+    size = (archive_directory / NAME / "autotest.tar.bz2").stat().st_size
+    assert archive.bytes_sent(f"/{NAME}/autotest.tar.bz2") == size
+
+
+def test_clean_of_another_archive_drops_nothing(
+    cache: DownloaderCache, archive: ArchiveServer, archive_directory: Path
+) -> None:
+    ours = ArchiveUrl.parse(f"{archive.url}/{NAME}")
+    theirs = ArchiveUrl.parse(f"file://{archive_directory}/{NAME}")
+    cache.stage(ours, [Item.artifact("stateful")]).result(SECONDS)
+    with pytest.raises(Conflict):
+        cache.stage(theirs, [Item.artifact("stateful")], drop_first=True)
+    assert cache.is_staged(ours, [Item.artifact("stateful")])
