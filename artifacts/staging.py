@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 # Names with a leading dot are nobody's target.
 _OWN_DIRECTORY = ".devserver"
-_KEPT_IN_MEMORY = 512
+_KEPT_IN_MEMORY = 128
 
 
 class Staging:

@@ -18,7 +18,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TransferSpeedColumn,
 )
 
 from artifacts.archive_url import ArchiveUrl, BuildName
@@ -108,7 +107,7 @@ def _progress() -> Progress:
         TextColumn("{task.description:<20}"),
         BarColumn(),
         DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[rate]:>12}"),
         TextColumn("{task.fields[state]}"),
         console=Console(file=sys.stderr),
     )
@@ -118,13 +117,18 @@ def _show(progress: Progress, bars: dict[str, TaskID], build: dict[str, Any]) ->
     for artifact in build["artifacts"]:
         name, state = artifact["name"], artifact["state"]
         if name not in bars:
-            bars[name] = progress.add_task(name, state=state)
+            bars[name] = progress.add_task(name, state=state, rate="")
         progress.update(
             bars[name],
             completed=artifact["bytes_done"],
             total=artifact["bytes_total"],
             state=artifact["error"] or state,
+            rate=_rate(artifact["bytes_per_second"]),
         )
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e6:,.1f} MB/s" if bytes_per_second else ""
 
 
 def _name_of(archive_url: str) -> BuildName:
