@@ -241,6 +241,12 @@ def test_a_body_that_is_no_json_is_refused(server: RunningServer) -> None:
         assert answer.status_code == 400
 
 
+def test_a_body_that_is_too_large_is_read_so_that_the_refusal_is(server: RunningServer) -> None:
+    for size in (2_000_000, 20_000_000):
+        answer = server.session.post(f"{server.url}/download", data=bytes(size))
+        assert answer.status_code == 413
+
+
 def test_pages_of_other_sites_change_nothing(server: RunningServer, url: str) -> None:
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
         for call in ("/download", "/stage?artifacts=stateful"):

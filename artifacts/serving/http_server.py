@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import cherrypy
-from cheroot.server import HTTPConnection
+from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.wsgi import Gateway_10, Server
 
 from artifacts.errors import one_line
@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 # An idle connection is kept this long, and a client that takes no byte for as long is cut.
 _IDLE_SECONDS = 30
 _MAX_REQUEST_BODY_BYTES = 1 << 20
+# So much of a refused body is read all the same, so that the client gets to read the refusal.
+_MAX_DRAINED_BYTES = 64 << 20
+_BLOCK_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 64 << 10
 _BACKLOG = 1024
 
@@ -99,8 +102,21 @@ class _Gateway(Gateway_10):
             )
 
 
+class _Request(HTTPRequest):
+    """A request whose body is read, up to a bound, although it is refused for its size."""
+
+    def simple_response(self, status: str, msg: str = "") -> None:
+        super().simple_response(status, msg)
+        if str(status).startswith("413"):
+            left = min(int(self.inheaders.get(b"Content-Length", 0)), _MAX_DRAINED_BYTES)
+            while left > 0 and (block := self.conn.rfile.read(min(left, _BLOCK_BYTES))):
+                left -= len(block)
+
+
 class _Connection(HTTPConnection):
     """A connection that can be set aside while its request waits."""
+
+    RequestHandlerClass = _Request
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
