@@ -86,13 +86,17 @@ class Survey:
     def _sha256_beside(self, names: Collection[str]) -> dict[str, bytes]:
         """Read ``SHA256SUMS``, and ``NAME.sha256`` for what it does not have."""
         digests = dict(self._read_sha256sums()) if names else {}
-        for name in names:
-            beside = self._listing.get(f"{name}.sha256")
-            if name not in digests and beside is not None:
-                said = parse_sha256_lines(self._read(beside))
-                digest = said.get("") or said.get(name.rpartition("/")[2]) or said.get(name)
-                if digest:
-                    digests[name] = digest
+        beside = {
+            name: self._listing[f"{name}.sha256"]
+            for name in names
+            if name not in digests and f"{name}.sha256" in self._listing
+        }
+        texts = self._connections.map(self._read, beside.values())
+        for name, text in zip(beside, texts, strict=True):
+            said = parse_sha256_lines(text)
+            digest = said.get("") or said.get(name.rpartition("/")[2]) or said.get(name)
+            if digest:
+                digests[name] = digest
         return {name: digests[name] for name in names if name in digests}
 
     def _read_sha256sums(self) -> Mapping[str, bytes]:
