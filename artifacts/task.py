@@ -57,7 +57,7 @@ class Task:
         self.planned: PlannedItem | None = None
         self.sizes: dict[str, int | None] = {}
         self._lock = threading.Lock()  # guards the fetches
-        self._fetches: list[Fetch] = []
+        self._fetches: dict[Fetch, None] = {}  # in the order in which they were acquired
         self._bytes_there = 0
 
     # --- what it is doing
@@ -129,12 +129,12 @@ class Task:
     def _acquire(self, fetches: SharedFetches, file: ArchiveFile) -> Fetch:
         fetch = fetches.acquire(file, urgent=self.wish.is_urgent)
         with self._lock:
-            self._fetches.append(fetch)
+            self._fetches[fetch] = None
         return fetch
 
     def _let_go(self, fetches: SharedFetches, fetch: Fetch) -> None:
         with self._lock:
-            self._fetches.remove(fetch)
+            del self._fetches[fetch]
             self._bytes_there += fetch.bytes_done
             self.sizes[fetch.name] = fetch.bytes_total
         fetches.release(fetch)
