@@ -144,7 +144,6 @@ class Task:
     ) -> list[str]:
         assert self.planned is not None
         ended: queue.SimpleQueue[Fetch] = queue.SimpleQueue()
-        paths: dict[str, str] = {}
         under_way: dict[str, str] = {}
         for planned in self.planned.files:
             file = listing[planned.archive_name]
@@ -157,7 +156,6 @@ class Task:
                 under_way[file.name] = planned.path
                 if build.find(planned.path) is not None:
                     build.withdraw(planned.path)
-            paths[file.name] = planned.path
         for name in under_way:
             self._acquire(fetches, listing[name]).when_ended(ended.put)
         for _ in under_way:
@@ -168,7 +166,7 @@ class Task:
             sha256 = base64.b64encode(digest).decode("ascii") if digest else None
             build.publish_file(fetched.path, under_way[fetch.name], staged, sha256)
             self._let_go(fetches, fetch)
-        return list(paths.values())
+        return [planned.path for planned in self.planned.files]
 
     def _stage_trees(
         self,
@@ -279,41 +277,34 @@ def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:
 
 def first_failure(futures: Sequence[Future[None]]) -> Future[None]:
     """Return a future that succeeds when all do, and fails as soon as one does."""
+    return _joint(futures, fails_early=True)
+
+
+def all_ended(futures: Sequence[Future[None]]) -> Future[None]:
+    """Return a future that succeeds when all have ended, one way or the other."""
+    return _joint(futures, fails_early=False)
+
+
+def _joint(futures: Sequence[Future[None]], *, fails_early: bool) -> Future[None]:
     joint: Future[None] = Future()
-    lock = threading.Lock()  # guards the count
-    left = len(futures)
+    # Guards the two below; not held while the joint future ends, as that calls anything.
+    lock = threading.Lock()
+    left, is_over = len(futures), False
 
     def note(future: Future[None]) -> None:
-        nonlocal left
+        nonlocal left, is_over
+        error = future.exception() if fails_early else None
         with lock:
             left -= 1
-            if joint.done() or (future.exception() is None and left > 0):
-                return
-            resolve(joint, future.exception())
+            ends_it = not is_over and (error is not None or left == 0)
+            is_over = is_over or ends_it
+        if ends_it:
+            resolve(joint, error)
 
     for future in futures:
         future.add_done_callback(note)
     if not futures:
         resolve(joint, None)
-    return joint
-
-
-def all_ended(futures: Sequence[Future[None]]) -> Future[None]:
-    """Return a future that succeeds when all have ended, one way or the other."""
-    joint: Future[None] = Future()
-    lock = threading.Lock()  # guards the count
-    left = len(futures)
-
-    def note(_: Future[None]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            if left > 0:
-                return
-        joint.set_result(None)
-
-    for future in futures:
-        future.add_done_callback(note)
     return joint
 
 
