@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from artifacts.archive_url import ArchiveUrl, BuildName
@@ -191,10 +192,14 @@ class Build:
     def file_from(self, archive_name: str) -> tuple[str, StagedFile] | None:
         """Return path and description of the archive's file where it is published as it is."""
         with self._lock:
-            files = {**(self._manifest.files if self._manifest else {}), **self._unrecorded}
-        for path, file in files.items():
-            if file.archive_name == archive_name and file.link is None:
-                return path, file
+            recorded = self._manifest.files if self._manifest else {}
+            for files in (self._unrecorded, recorded):
+                # Most files keep their name, and builds may have ten thousand of them.
+                if (file := files.get(archive_name)) and file.archive_name == archive_name:
+                    return archive_name, file
+            for path, file in chain(self._unrecorded.items(), recorded.items()):
+                if file.archive_name == archive_name:
+                    return path, file
         return None
 
     def sha256_of(self, path: str) -> str | None:
