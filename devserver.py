@@ -28,7 +28,6 @@ from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file
 from artifacts.disk import DirectoryLock
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
-from artifacts.extract import UnpackLimits
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
 from artifacts.process import announced, raise_open_files_limit, set_up_logging, signalled_end
@@ -50,6 +49,7 @@ from artifacts.serving.waiting import Wait
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
+from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 from downloader import DownloaderCache, Equipment
 

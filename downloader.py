@@ -28,7 +28,6 @@ from artifacts.errors import (
     DevserverError,
     storage_error,
 )
-from artifacts.extract import UnpackLimits
 from artifacts.fetch import Fetch, FetchLimits
 from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item, ItemState
@@ -51,6 +50,7 @@ from artifacts.task import (
     resolve,
     settled_task,
 )
+from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)

@@ -5,11 +5,27 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import sys
 import zlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
 
+from artifacts.decompress_program import ProgramDecompressed, program_for
 from artifacts.errors import ArchiveError
+from artifacts.read_ahead import ReadAhead
+
+try:
+    # Some three times as fast; there are no builds of it for every processor.
+    from isal import isal_zlib
+except ImportError:
+    import zlib as isal_zlib  # type: ignore[no-redef]
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -17,6 +33,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**20
 READ_AHEAD_BYTES = BLOCK_BYTES // 4
 MAX_XZ_MEMORY_BYTES = 2**28  # xz -9 needs a quarter of it
+MAX_ZSTD_WINDOW_LOG = 27  # what zstd(1) unpacks unless it is told otherwise
 
 
 class _Decompressor(Protocol):
@@ -33,7 +50,7 @@ class _Decompressor(Protocol):
 
 class _GzipDecompressor:
     def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self._inflate = isal_zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         self.needs_input = True
 
     @property
@@ -51,42 +68,108 @@ class _GzipDecompressor:
         return output
 
 
-_DECOMPRESSORS: dict[bytes, Callable[[], _Decompressor]] = {
-    b"\x1f\x8b\x08": _GzipDecompressor,
-    b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_XZ_MEMORY_BYTES),
-}
-_MAGIC_BYTES = max(map(len, _DECOMPRESSORS))
+def _xz_decompressor() -> _Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_XZ_MEMORY_BYTES)
 
 
-class Decompressed(io.RawIOBase):
-    """The plain bytes of a stream that is compressed, in one or more members, or not at all.
+def _zstd_decompressor() -> _Decompressor:
+    parameter = zstd.DecompressionParameter.window_log_max
+    return zstd.ZstdDecompressor(options={parameter: MAX_ZSTD_WINDOW_LOG})
 
-    It is told by the first bytes: gz, bz2 or xz. A block at most is taken and given at a time, so
-    that a bomb costs no memory. Reading raises ArchiveError for data that is damaged or cut off,
-    and what the stream raises unchanged.
+
+@dataclass(frozen=True)
+class _Compression:
+    name: str
+    magics: tuple[bytes, ...]  # any of which a member begins with
+    open: Callable[[], _Decompressor]
+
+
+_COMPRESSIONS = (
+    _Compression("gz", (b"\x1f\x8b\x08",), _GzipDecompressor),
+    _Compression("bz2", (b"BZh",), bz2.BZ2Decompressor),
+    _Compression("xz", (b"\xfd7zXZ\x00",), _xz_decompressor),
+    # A frame may be one to be skipped (RFC 8878, section 3.1.2); parallel zstd begins with such.
+    _Compression(
+        "zst",
+        (b"\x28\xb5\x2f\xfd", *(bytes([low]) + b"\x2a\x4d\x18" for low in range(0x50, 0x60))),
+        _zstd_decompressor,
+    ),
+)
+_MAGIC_BYTES = max(len(magic) for compression in _COMPRESSIONS for magic in compression.magics)
+# OSError: bz2's bad data.
+_ERRORS = (
+    zlib.error,
+    cast(type[Exception], isal_zlib.error),
+    lzma.LZMAError,
+    zstd.ZstdError,
+    OSError,
+)
+
+
+@contextmanager
+def decompressed(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.RawIOBase]:
+    """Lend the plain bytes of a stream that is compressed, in one or more members, or not at all.
+
+    Which it is is told by the first bytes: gz, bz2, xz or zst. What is compressed is unpacked on
+    other threads, some MiB ahead of who reads. Reading raises ArchiveError for data that is damaged
+    or cut off, and what ``reader`` raises unchanged.
+
+    Args:
+        reader: blocking, read from where it stands, and not closed. What it reads is waited for
+            in the end.
+    """
+    head = b""
+    while len(head) < _MAGIC_BYTES and (more := reader.read(_MAGIC_BYTES - len(head))):
+        head += more
+    whole = _Rejoined(head, reader)
+    compression = next((c for c in _COMPRESSIONS if head.startswith(c.magics)), None)
+    if compression is None:
+        yield whole
+    elif command := program_for(compression.name):
+        with ProgramDecompressed(command, whole) as plain:
+            yield plain
+    else:
+        with ReadAhead(_Decompressed(whole, compression)) as ahead:
+            yield ahead
+
+
+class _Rejoined(io.RawIOBase):
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, head: bytes, reader: io.RawIOBase | io.BufferedIOBase) -> None:
+        self._head = head
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if not self._head:
+            return self._reader.readinto(buffer) or 0
+        target = memoryview(buffer).cast("B")
+        count = min(len(target), len(self._head))
+        target[:count], self._head = self._head[:count], self._head[count:]
+        return count
+
+
+class _Decompressed(io.RawIOBase):
+    """The plain bytes of a compressed stream.
+
+    A block at most is taken and given at a time, so that a bomb costs no memory.
     """
 
-    def __init__(self, reader: io.RawIOBase | io.BufferedIOBase) -> None:
-        """``reader`` is blocking, read from where it stands, and not closed."""
+    def __init__(self, reader: io.RawIOBase, compression: _Compression) -> None:
         self._reader = reader
+        self._compression = compression
         self._input = b""  # read ahead and not used yet
-        while len(self._input) < _MAGIC_BYTES and (more := self._read_input()):
-            self._input += more
-        self._magic = next((m for m in _DECOMPRESSORS if self._input.startswith(m)), b"")
-        self._decompressor = _DECOMPRESSORS[self._magic]() if self._magic else None
+        self._decompressor: _Decompressor | None = compression.open()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         target = memoryview(buffer).cast("B")
-        if self._magic:
-            output = self._decompress(min(len(target), BLOCK_BYTES))
-        elif self._input:
-            output, self._input = self._input[: len(target)], self._input[len(target) :]
-        else:
-            return self._reader.readinto(target) or 0
+        output = self._decompress(min(len(target), BLOCK_BYTES))
         target[: len(output)] = output
         return len(output)
 
@@ -105,7 +188,7 @@ class Decompressed(io.RawIOBase):
                     raise ArchiveError("the archive ends early: its compressed data is cut off")
             try:
                 output = self._decompressor.decompress(data, max_bytes)
-            except (zlib.error, lzma.LZMAError, OSError) as error:  # OSError: bz2's bad data
+            except _ERRORS as error:
                 raise ArchiveError(f"the archive is damaged: {error}") from error
             if output:
                 return output
@@ -116,5 +199,5 @@ class Decompressed(io.RawIOBase):
         self._input = unused.lstrip(b"\0")
         while len(self._input) < _MAGIC_BYTES and (more := self._read_input()):
             self._input = (self._input + more).lstrip(b"\0")
-        more_members = self._input.startswith(self._magic)
-        self._decompressor = _DECOMPRESSORS[self._magic]() if more_members else None
+        has_more = self._input.startswith(self._compression.magics)
+        self._decompressor = self._compression.open() if has_more else None

@@ -16,7 +16,7 @@ from artifacts.sources.source import ArchiveFile
 _log = logging.getLogger(__name__)
 
 # How much larger than packed a file is taken to be; checked again by the disk while unpacking.
-_UNPACKED_RATIO = {".tar": 1, ".gz": 3, ".tgz": 3, ".bz2": 4, ".xz": 5}
+_UNPACKED_RATIO = {".tar": 1, ".gz": 3, ".tgz": 3, ".zip": 3, ".zst": 4, ".bz2": 4, ".xz": 5}
 
 
 @dataclass(frozen=True)

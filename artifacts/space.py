@@ -9,6 +9,10 @@ from pathlib import Path
 
 from artifacts.errors import InsufficientStorage
 
+# What unpacking leaves of a disk: an archive that comes to more than was thought must not fill it.
+_MAX_SPARE_BYTES = 64 << 20
+_SPARE_SHARE = 20  # of a small disk, one part in so many
+
 
 class Space:
     """The free space of the disk that ``directory`` is on, and who has been promised some of it."""
@@ -20,6 +24,14 @@ class Space:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._directory).free
+
+    def check_room(self) -> None:
+        """Raise InsufficientStorage when the disk is about to be full."""
+        usage = shutil.disk_usage(self._directory)
+        if usage.free < min(_MAX_SPARE_BYTES, usage.total // _SPARE_SHARE):
+            raise InsufficientStorage(
+                f"the disk is nearly full: only {_megabytes(usage.free)} are free"
+            )
 
     def reserve(
         self, needed_bytes: int, what: str, bytes_written: Callable[[], int]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import enum
+import io
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.build import Build
 from artifacts.errors import ArchiveError, DevserverError
-from artifacts.extract import UnpackedMember, UnpackLimits, unpack
+from artifacts.extract import unpack
 from artifacts.fetch import Fetch
 from artifacts.growing_file import FetchRestarted
 from artifacts.manifest import Item, StagedFile
@@ -22,6 +24,10 @@ from artifacts.plan import PlannedItem
 from artifacts.shared_fetches import SharedFetches
 from artifacts.sources.source import ArchiveFile
 from artifacts.staging import Staging
+from artifacts.tree_writer import UnpackedMember
+from artifacts.unpack_limits import UnpackLimits
+
+_Unpack = Callable[[io.RawIOBase | io.BufferedIOBase, Path], list[UnpackedMember]]
 
 
 class TaskState(enum.StrEnum):
@@ -189,6 +195,12 @@ class Task:
     ) -> dict[str, StagedFile]:
         assert self.planned is not None and self.planned.artifact is not None
         artifact = self.planned.artifact
+        unpack_safely = partial(
+            unpack,
+            wanted=artifact.wants_member,
+            limits=limits,
+            check_room=staging.space.check_room,
+        )
         while True:
             directory = staging.new_directory()
             try:
@@ -196,9 +208,9 @@ class Task:
                 (directory / top).mkdir(parents=True, exist_ok=True)
                 members: dict[str, StagedFile] | None
                 if isinstance(origin, Path):
-                    members = self._unpack_kept(origin, directory / top, limits)
+                    members = self._unpack_kept(origin, directory / top, unpack_safely)
                 else:
-                    members = self._unpack(origin, directory / top, limits)
+                    members = self._unpack(origin, directory / top, unpack_safely)
                 if members is None:
                     continue
                 tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
@@ -208,15 +220,13 @@ class Task:
                 staging.throw_away(directory)
 
     def _unpack(
-        self, fetch: Fetch, directory: Path, limits: UnpackLimits
+        self, fetch: Fetch, directory: Path, unpack_safely: _Unpack
     ) -> dict[str, StagedFile] | None:
         """Unpack while the file arrives; None when it started over, and so must this."""
-        assert self.planned is not None and self.planned.artifact is not None
-        wanted = self.planned.artifact.wants_member
         try:
             with fetch.open_reader() as reader:
                 try:
-                    members = unpack(reader, directory, wanted=wanted, limits=limits)
+                    members = unpack_safely(reader, directory)
                 except ArchiveError as error:
                     # Whose fault is it? Wrong bytes are fetched again; right ones are no archive.
                     fetch.wait()
@@ -232,15 +242,13 @@ class Task:
         return _as_files(members)
 
     def _unpack_kept(
-        self, path: Path, directory: Path, limits: UnpackLimits
+        self, path: Path, directory: Path, unpack_safely: _Unpack
     ) -> dict[str, StagedFile]:
         """Unpack an archive that is published as it is already."""
-        assert self.planned is not None and self.planned.artifact is not None
         self.state = TaskState.UNPACKING
         with path.open("rb") as reader:
             try:
-                wanted = self.planned.artifact.wants_member
-                return _as_files(unpack(reader, directory, wanted=wanted, limits=limits))
+                return _as_files(unpack_safely(reader, directory))
             except ArchiveError as error:
                 raise ArchiveError(f"{path.name}: {error.message}") from error
 

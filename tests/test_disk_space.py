@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from conftest import Serve, missing_tool
 from running_server import REPOSITORY
 
 from artifacts.commands.sample_build import BUILD, TARGET
+from artifacts.decompress import zstd
 
 NAME = f"{TARGET}/{BUILD}"
 DISK_BYTES = 20 << 20
@@ -79,7 +81,7 @@ def test_an_archive_that_unpacks_to_more_than_there_is_room_for_leaves_nothing(
     build.mkdir(parents=True)
     big = tmp_path / "autotest"
     big.mkdir()
-    (big / "control").write_bytes(bytes(60_000_000))
+    (big / "control").write_bytes(b"more than there is room for\n" * 2_200_000)
     tar = ["tar", "-cjf", str(build / "autotest.tar.bz2"), "-C", str(tmp_path), "autotest"]
     subprocess.run(tar, check=True)
     server = serve("--allow-archive", f"file://{archive_directory}")
@@ -89,6 +91,28 @@ def test_an_archive_that_unpacks_to_more_than_there_is_room_for_leaves_nothing(
     assert server.get("/static/board/R1-3.0.0/autotest/control").status_code == 404
     assert not (small_disk / "board" / "R1-3.0.0" / "autotest").exists()
     assert server.get("/health").status_code == 200
+
+
+def test_an_archive_of_more_zeros_than_there_is_room_for_is_unpacked_into_holes(
+    serve: Serve, small_disk: Path, archive_directory: Path
+) -> None:
+    build = archive_directory / "board" / "R1-4.0.0"
+    build.mkdir(parents=True)
+    image = tarfile.TarInfo("autotest/image.bin")
+    image.size = 500_000_000
+    with (
+        zstd.ZstdFile(build / "autotest.tar.zst", "w") as packed,
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+        open("/dev/zero", "rb") as zeros,
+    ):
+        tar.addfile(image, zeros)
+    catalog = archive_directory / "catalog.toml"
+    catalog.write_text('[artifacts.autotest]\nfiles = ["autotest.tar.zst"]\nunpack = true\n')
+    server = serve("--allow-archive", f"file://{archive_directory}", "--catalog", str(catalog))
+    assert server.call("/stage", archive_url=f"file://{build}", artifacts="autotest") == "Success"
+    staged = (small_disk / "board" / "R1-4.0.0" / "autotest" / "image.bin").stat()
+    assert staged.st_size == image.size
+    assert staged.st_blocks * 512 < 1 << 20
 
 
 def test_unpacking_keeps_to_its_limits(serve: Serve, archive_directory: Path) -> None:

@@ -24,13 +24,13 @@ from artifacts.errors import (
     DevserverError,
     InsufficientStorage,
 )
-from artifacts.extract import UnpackLimits
 from artifacts.fetch import FetchLimits
 from artifacts.manifest import Item
 from artifacts.retries import RetryLimits
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
+from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 from downloader import DownloaderCache, Equipment
 

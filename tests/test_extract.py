@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import os
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -25,8 +27,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifacts.decompress import zstd
 from artifacts.errors import ArchiveError, DevserverError, TransientArchiveError
-from artifacts.extract import UnpackedMember, UnpackLimits, unpack
+from artifacts.extract import unpack
+from artifacts.tree_writer import UnpackedMember
+from artifacts.unpack_limits import UnpackLimits
 
 MIB = 2**20
 Member = tuple[tarfile.TarInfo, bytes]
@@ -38,6 +43,7 @@ COMPRESSIONS: dict[str, Compress] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
+    "zst": zstd.compress,
 }
 
 
@@ -76,8 +82,8 @@ def directory(name: str, **fields: Any) -> Member:
     return member(name, type=tarfile.DIRTYPE, **fields)
 
 
-def symbolic_link(name: str, target: str) -> Member:
-    return member(name, type=tarfile.SYMTYPE, linkname=target)
+def symbolic_link(name: str, target: str, **fields: Any) -> Member:
+    return member(name, type=tarfile.SYMTYPE, linkname=target, **fields)
 
 
 def hard_link(name: str, target: str) -> Member:
@@ -179,8 +185,13 @@ def test_an_archive_is_unpacked_whatever_its_compression(tree: Path, compress: C
     assert (tree / "build/empty").read_bytes() == b""
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
-@pytest.mark.parametrize("padding", [b"", bytes(8)], ids=["adjacent", "padded with zeros"])
+@pytest.mark.parametrize(
+    ("compress", "padding"),
+    [
+        *((compress, b"") for compress in COMPRESSIONS.values() if compress is not bytes),
+        *((compress, bytes(8)) for compress in (gzip.compress, lzma.compress, zstd.compress)),
+    ],
+)
 def test_compressed_members_that_follow_one_another_are_one_archive(
     tree: Path, compress: Compress, padding: bytes
 ) -> None:
@@ -250,9 +261,16 @@ def test_modes_keep_only_who_may_execute(tree: Path) -> None:
     assert mode_of(tree / "dir/secret") == 0o644
 
 
-def test_the_archives_times_are_ignored(tree: Path) -> None:
-    unpack_into(tree, tar_of(member("file", mtime=1)))
-    assert (tree / "file").stat().st_mtime > 1e9
+def test_files_and_links_keep_their_times(tree: Path) -> None:
+    unpack_into(tree, tar_of(member("file", mtime=1.5), symbolic_link("link", "file", mtime=7)))
+    assert (tree / "file").stat().st_mtime == 1.5
+    assert (tree / "link").lstat().st_mtime == 7
+
+
+@pytest.mark.parametrize("mtime", [1e18, -1e18, math.inf, math.nan, -1])
+def test_times_that_no_file_may_have_are_brought_within_bounds(tree: Path, mtime: float) -> None:
+    unpack_into(tree, tar_of(member("file", pax_headers={"mtime": str(mtime)})))
+    assert 0 <= (tree / "file").stat().st_mtime <= time.time()
 
 
 def test_only_wanted_members_are_written(tree: Path) -> None:
@@ -490,10 +508,9 @@ def zip_of(name: str) -> bytes:
         b"short",
         b"<!DOCTYPE html><title>Sign in</title>" * 100,
         bytes(range(1, 256)) * 10,
-        b"\x28\xb5\x2f\xfd" + b"zstandard" * 100,
         zip_of("file") * 10,
     ],
-    ids=["nothing", "one byte", "short", "html", "noise", "zst", "zip"],
+    ids=["nothing", "one byte", "short", "html", "noise", "zip"],
 )
 @pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS.keys())
 def test_what_is_no_tar_archive_is_called_so(tree: Path, data: bytes, compress: Compress) -> None:
