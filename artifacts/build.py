@@ -296,10 +296,16 @@ class Build:
             wanted = [
                 path for path, file in members.items() if self._may_publish(path, file, trees)
             ]
-            real_directories: set[Path] = set()
+            parents: set[str] = set()  # those that are there; most members share theirs
             for path in wanted:
-                destination = self._make_parent(path, real_directories)
-                (source / path).replace(destination)
+                parent = path.rpartition("/")[0]
+                if parent not in parents:
+                    self._make_parent(path)
+                    parents.add(parent)
+                try:
+                    os.replace(f"{source}/{path}", f"{self.directory}/{path}")
+                except IsADirectoryError:
+                    raise self._is_a_directory(path) from None
                 self._unrecorded_members[path] = members[path]
 
     def record_staged(
@@ -429,28 +435,23 @@ class Build:
             return False
         raise Conflict(f"{self.name} already has another {path}")
 
-    def _make_parent(self, path: str, real_directories: set[Path] | None = None) -> Path:
-        """Create the directories above ``path``; refuse to go through a link or a file.
-
-        ``real_directories`` are those that were looked at already, and is added to.
-        """
-        known = real_directories if real_directories is not None else set()
+    def _make_parent(self, path: str) -> Path:
+        """Create the directories above ``path``; refuse to go through a link or a file."""
         destination = self.directory / path
-        if destination.parent not in known:
-            directory = self.directory
-            for segment in ["", *path.split("/")[:-1]]:
-                directory = directory / segment
-                if directory in known:
-                    continue
-                if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-                    raise Conflict(f"{self.name} has something else where {path} needs a directory")
-                if not directory.exists():
-                    directory.mkdir(parents=not segment)
-                    self._unsynced.add(directory.parent)
-                known.add(directory)
+        directory = self.directory
+        for segment in ["", *path.split("/")[:-1]]:
+            directory = directory / segment
+            if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+                raise Conflict(f"{self.name} has something else where {path} needs a directory")
+            if not directory.exists():
+                directory.mkdir(parents=not segment)
+                self._unsynced.add(directory.parent)
         if destination.is_dir() and not destination.is_symlink():
-            raise Conflict(f"{self.name} has a directory where {path} is to go")
+            raise self._is_a_directory(path)
         return destination
+
+    def _is_a_directory(self, path: str) -> Conflict:
+        return Conflict(f"{self.name} has a directory where {path} is to go")
 
     def _all_trees(self) -> Iterator[Tree]:
         self.check_trees()
