@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pprint
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,11 @@ import pytest
 
 from artifacts.archive_url import ArchiveUrl
 from artifacts.build import Build
-from artifacts.control_files import list_control_files, read_control_file
+from artifacts.control_files import (
+    list_control_files,
+    read_control_file,
+    read_suite_controls,
+)
 from artifacts.errors import ArchiveError, BadRequest, NotFound
 from artifacts.manifest import Item, ItemState, StagedFile
 from artifacts.staging import Staging
@@ -136,6 +141,22 @@ def test_a_suites_files_are_those_that_the_map_lists_and_that_are_staged(
     assert list_control_files(build, "") == list_control_files(build, None) == [SLEEP, REBOOT]
 
 
+def test_a_map_may_begin_its_paths_above_autotest(make_build: MakeBuild) -> None:
+    build = make_build(with_map({"bvt": [f"autotest/{SLEEP}", f"/autotest/{REBOOT}", SLEEP]}))
+    assert list_control_files(build, "bvt") == [SLEEP, REBOOT]
+
+
+def test_a_path_that_can_be_either_is_relative_to_autotest(make_build: MakeBuild) -> None:
+    nested = f"autotest/{SLEEP}"
+    build = make_build(with_map({"bvt": [nested]}) | {f"autotest/{nested}": b""})
+    assert list_control_files(build, "bvt") == [nested]
+
+
+def test_a_map_as_json_is_a_literal_dict_as_well(make_build: MakeBuild) -> None:
+    build = make_build(with_map(json.dumps({"bvt": [SLEEP], "smoke": []}).encode()))
+    assert list_control_files(build, "bvt") == [SLEEP]
+
+
 def test_the_map_counts_more_than_what_control_files_say(make_build: MakeBuild) -> None:
     files = with_map({"bvt": [REBOOT]}) | {f"autotest/{SLEEP}": b"SUITE = 'bvt'\n"}
     assert list_control_files(make_build(files), "bvt") == [REBOOT]
@@ -149,7 +170,8 @@ def test_a_map_may_have_comments_and_tuples(make_build: MakeBuild) -> None:
 
 
 def test_a_map_that_names_what_is_elsewhere_lists_nothing_of_it(make_build: MakeBuild) -> None:
-    hostile = ["../update.gz", "../../../../etc/passwd", "/etc/passwd", "", ".", "a\0b", "é" * 999]
+    hostile = ["../update.gz", "client/../../update.gz", "autotest/../update.gz", f"./{SLEEP}"]
+    hostile += ["../../../../etc/passwd", "/etc/passwd", "", ".", "a\0b", "é" * 999]
     build = make_build(with_map({"bvt": hostile}) | {"update.gz": b"payload"})
     assert list_control_files(build, "bvt") == []
 
@@ -255,6 +277,58 @@ def test_a_control_file_is_of_no_suite_that_it_does_not_name(
     make_build: MakeBuild, text: bytes
 ) -> None:
     assert list_control_files(make_build({f"autotest/{SLEEP}": text}), "bvt") == []
+
+
+def test_a_suites_control_files_come_with_their_texts(make_build: MakeBuild) -> None:
+    files = with_map({"bvt": [SLEEP, "client/tests/gone/control"], "smoke": [REBOOT]})
+    build = make_build(files | {f"autotest/{SLEEP}": "NAME = 'café'\n".encode()})
+    assert read_suite_controls(build, "bvt") == {SLEEP: "NAME = 'café'\n"}
+    assert read_suite_controls(build, "smoke") == {REBOOT: ""}
+    assert read_suite_controls(build, "nothing") == {}
+
+
+def test_without_a_map_the_texts_are_those_that_name_the_suite(make_build: MakeBuild) -> None:
+    build = make_build({f"autotest/{SLEEP}": b"SUITE = 'bvt'", f"autotest/{REBOOT}": b""})
+    assert read_suite_controls(build, "bvt") == {SLEEP: "SUITE = 'bvt'"}
+
+
+def test_a_text_that_is_not_utf8_has_other_characters_instead(make_build: MakeBuild) -> None:
+    files = with_map({"bvt": [SLEEP]}) | {f"autotest/{SLEEP}": b"AUTHOR = 'caf\xe9'\0"}
+    assert read_suite_controls(make_build(files), "bvt") == {SLEEP: "AUTHOR = 'caf\ufffd'\0"}
+
+
+def test_a_link_that_leads_nowhere_is_in_no_suite(make_build: MakeBuild) -> None:
+    build = make_build(with_map({"bvt": [SLEEP, "control"]}), {"autotest/control": "gone"})
+    assert read_suite_controls(build, "bvt") == {SLEEP: ""}
+
+
+def test_texts_that_are_too_large_for_one_answer_are_refused(make_build: MakeBuild) -> None:
+    large = {f"client/tests/t{number}/control": bytes(4 << 20) for number in range(5)}
+    suite_map = {"large": list(large), "most": list(large)[:4], "one": ["packages.tar"]}
+    build = make_build(
+        {f"autotest/{path}": data for path, data in large.items()}
+        | with_map(suite_map)
+        | {"autotest/packages.tar": bytes((4 << 20) + 1)}
+    )
+    with pytest.raises(BadRequest, match=r"5 control files of suite 'large' have 20,971,520"):
+        read_suite_controls(build, "large")
+    with pytest.raises(BadRequest, match=r"'packages\.tar' has 4,194,305 bytes"):
+        read_suite_controls(build, "one")
+    assert sum(map(len, read_suite_controls(build, "most").values())) == 16 << 20
+
+
+def test_control_files_that_were_removed_by_hand_are_not_found(
+    make_build: MakeBuild, tmp_path: Path
+) -> None:
+    build = make_build({f"autotest/{SLEEP}": b"SUITE = 'bvt'"})
+    (build.directory / "autotest" / SLEEP).unlink()
+    for read in (
+        lambda: read_control_file(build, SLEEP),
+        lambda: list_control_files(build, "bvt"),
+        lambda: read_suite_controls(build, "bvt"),
+    ):
+        with pytest.raises(NotFound, match=SLEEP):
+            read()
 
 
 def test_a_file_that_is_no_control_file_is_in_no_suite(make_build: MakeBuild) -> None:
