@@ -18,6 +18,7 @@ import cherrypy
 import click
 
 from artifacts.archive_url import ArchiveUrl, BuildName
+from artifacts.build import Build
 from artifacts.catalog import Catalog, CatalogError
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
@@ -25,11 +26,12 @@ from artifacts.commands.sample_build import make_sample_build
 from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
 from artifacts.config import Config, ConfigError, load_config
-from artifacts.control_files import list_control_files, read_control_file
+from artifacts.control_files import list_control_files, read_control_file, read_suite_controls
 from artifacts.disk import DirectoryLock
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
+from artifacts.locate import locate
 from artifacts.process import announced, raise_open_files_limit, set_up_logging, signalled_end
 from artifacts.retries import RetryLimits
 from artifacts.serving.answer import Answer, json_answer, text_error
@@ -78,6 +80,13 @@ class Lab:
 
     def _archive_url(self, arguments: Arguments) -> ArchiveUrl:
         return self._parts.parse_archive_url(arguments.required("archive_url"))
+
+    def _staged_build(self, archive_url: ArchiveUrl) -> Build:
+        """Return a build that is in use now; raise BuildNotFound, or Conflict for another's."""
+        build = self._staging.known_build(archive_url.name)
+        self._staging.check_archive(build, archive_url)
+        build.touch()
+        return build
 
     def _wait(self, future: Any, timeout_seconds: float | None = None) -> Wait:
         limit = self._parts.config.wait_timeout
@@ -130,11 +139,19 @@ class Lab:
     @lab_rpc()
     def list_image_dir(self, arguments: Arguments) -> str:
         """/list_image_dir?archive_url=U: list the staged files, one path a line, sorted."""
+        return "\n".join(sorted(self._staged_build(self._archive_url(arguments)).files()))
+
+    @lab_rpc()
+    def locate_file(self, arguments: Arguments) -> str:
+        """/locate_file?archive_url=U&file_name=N[&artifacts=a]: find a staged file by its name.
+
+        Answers its path below the build. N is a file's name, or the end of its path; where several
+        fit, the one nearest to the top counts. With artifacts, only what these have brought.
+        """
         archive_url = self._archive_url(arguments)
-        build = self._staging.known_build(archive_url.name)
-        self._staging.check_archive(build, archive_url)
-        build.touch()
-        return "\n".join(sorted(build.files()))
+        file_name, artifacts = arguments.required("file_name"), arguments.words("artifacts")
+        self._parts.catalog.check_known(artifacts)
+        return locate(self._staged_build(archive_url), file_name, artifacts)
 
     @lab_rpc()
     def latestbuild(self, arguments: Arguments) -> str:
@@ -175,8 +192,24 @@ class Lab:
         return "\n".join(list_control_files(build, arguments.text("suite_name")))
 
     @lab_rpc()
+    def list_suite_controls(self, arguments: Arguments) -> Answer:
+        """/list_suite_controls?build=T/B&suite_name=S: the control files of a suite, as JSON.
+
+        Answers an object: path below autotest/ -> text. They are those that /controlfiles lists.
+        """
+        name = BuildName.parse(arguments.required("build"))
+        suite = arguments.required("suite_name")
+        build = self._staging.known_build(name)
+        build.touch()
+        return json_answer(read_suite_controls(build, suite))
+
+    @lab_rpc()
     def check_health(self, _: Arguments) -> Answer:
-        """/check_health: how the machine is doing, as JSON."""
+        """/check_health: how the machine is doing, as JSON.
+
+        free_disk is in GB; staging_thread_count and apache_client_count are the busy staging
+        threads and the clients' open connections.
+        """
         load = self._parts.load.latest
         return json_answer(
             {
@@ -272,7 +305,7 @@ class Parts:
         """Take the directories and bind the port; raise DevserverError where that fails."""
         self.config = config
         self._allow_list = config.allow_list
-        catalog = Catalog.load(config.catalog)
+        self.catalog = Catalog.load(config.catalog)
         with contextlib.ExitStack() as undo:
             data_lock = DirectoryLock(config.data_dir, config.data_dir / "lock")
             undo.callback(data_lock.release)
@@ -291,7 +324,7 @@ class Parts:
             equipment = Equipment(
                 self.staging,
                 self.sources,
-                catalog,
+                self.catalog,
                 self.connections,
                 writeback,
                 self.threads,

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from archive_server import ArchiveServer
 from conftest import Serve
 from running_server import RunningServer
 
@@ -46,6 +47,19 @@ def url(sample_archive: Path) -> str:
         ("/latestbuild", "target"),
         ("/controlfiles", "build"),
         ("/controlfiles?build=one", "one"),
+        ("/locate_file?file_name=update.gz", "archive_url"),
+        ("/locate_file?archive_url={url}", "file_name"),
+        ("/locate_file?archive_url={url}&file_name=%20", "file_name"),
+        ("/locate_file?archive_url={url}&file_name=../update.gz", "'..'"),
+        ("/locate_file?archive_url={url}&file_name=autotest/../update.gz", "'..'"),
+        ("/locate_file?archive_url={url}&file_name=/etc/passwd", "relative"),
+        ("/locate_file?archive_url={url}&file_name=autotest/", "empty segment"),
+        ("/locate_file?archive_url={url}&file_name=a%00b", "control characters"),
+        ("/locate_file?archive_url={url}&file_name=update.gz&artifacts=bogus", "full_payload"),
+        ("/list_suite_controls?suite_name=bvt", "build"),
+        ("/list_suite_controls?build=one&suite_name=bvt", "one"),
+        ("/list_suite_controls?build=" + NAME, "suite_name"),
+        ("/list_suite_controls?suite_name=&build=" + NAME, "suite_name"),
         ("/download?archive_url=nonsense", "not an archive URL"),
         ("/download?archive_url=ftp://a/b/c", "not an archive URL"),
         ("/download?archive_url=gs://bucket/only", "target"),
@@ -158,6 +172,77 @@ def test_staged_files_are_listed_sorted(server: RunningServer, url: str) -> None
     assert server.get("/list_image_dir", archive_url=unknown).status_code == 404
 
 
+def test_a_staged_file_is_found_by_its_name(server: RunningServer, url: str) -> None:
+    def located(file_name: str, **more: str) -> str:
+        return server.call("/locate_file", archive_url=url, file_name=file_name, **more)
+
+    assert located("update.gz") == "update.gz"
+    assert located("update.gz", artifacts="mton_payload") == f"au/{BUILD}_mton/update.gz"
+    assert located("update.gz", artifacts="mton_payload,nton_payload") == (
+        f"au/{BUILD}_mton/update.gz"
+    )
+    assert located(f"{BUILD}_nton/update.gz") == f"au/{BUILD}_nton/update.gz"
+    assert located("stateful.tgz", artifacts="nton_payload") == f"au/{BUILD}_nton/stateful.tgz"
+    assert located("autoserv") == "autotest/server/autoserv"
+    assert located("autoserv", artifacts="stateful,autotest") == "autotest/server/autoserv"
+    listed = server.call("/list_image_dir", archive_url=url).split("\n")
+    named = [path for path in listed if path.endswith("/control")]
+    assert located("control") == min(named, key=lambda path: (path.count("/"), path))
+    assert located("control.bvt", artifacts="") == "autotest/test_suites/control.bvt"
+
+
+def test_a_file_that_is_not_staged_is_not_found_and_not_staged(
+    server: RunningServer, url: str
+) -> None:
+    for wanted, among in (
+        ("debug.tgz", ""),
+        ("pdate.gz", ""),
+        ("server", ""),
+        ("update.gz/x", ""),
+        ("*.gz", ""),
+        ("update.gz", "stateful"),
+        ("autoserv", "full_payload,stateful"),
+    ):
+        answer = server.get("/locate_file", archive_url=url, file_name=wanted, artifacts=among)
+        assert answer.status_code == 404
+        assert repr(wanted) in answer.text and NAME in answer.text
+        assert among.replace(",", ", ") in answer.text
+    assert server.call("/is_staged", archive_url=url, files="debug.tgz") == "False"
+    unknown = url.replace(BUILD, "R1-0.0.0")
+    for other in (unknown, unknown.replace(TARGET, "lamp-release")):
+        answer = server.get("/locate_file", archive_url=other, file_name="update.gz")
+        assert (answer.status_code, "no such build" in answer.text) == (404, True)
+
+
+def test_a_file_of_another_archives_build_is_409(
+    serve: Serve, archive: ArchiveServer, build_url: str, url: str
+) -> None:
+    root = url.removesuffix(f"/{NAME}")
+    server = serve("--allow-archive", archive.url, "--allow-archive", root)
+    server.call("/stage", archive_url=build_url, artifacts="stateful")
+    answer = server.get("/locate_file", archive_url=url, file_name="stateful.tgz")
+    assert (answer.status_code, build_url in answer.text) == (409, True)
+
+
+def test_what_static_does_not_serve_is_not_found(serve: Serve, tmp_path: Path) -> None:
+    build = tmp_path / "archive" / NAME
+    build.mkdir(parents=True)
+    with tarfile.open(build / "autotest.tar.bz2", "w:bz2") as tar:
+        for name in (".hidden/setup", "a/b/c/setup", ".profile"):
+            tar.addfile(tarfile.TarInfo(f"autotest/{name}"))
+        link = tarfile.TarInfo("autotest/setup.sh")
+        link.type, link.linkname = tarfile.SYMTYPE, "gone"
+        tar.addfile(link)
+    url = f"file://{build}"
+    server = serve("--allow-archive", f"file://{tmp_path}/archive")
+    assert server.call("/stage", archive_url=url, artifacts="autotest") == "Success"
+    found = server.call("/locate_file", archive_url=url, file_name="setup")
+    assert found == "autotest/a/b/c/setup"
+    assert server.file(f"{NAME}/{found}") == b""
+    for name in (".profile", "setup.sh"):
+        assert server.get("/locate_file", archive_url=url, file_name=name).status_code == 404
+
+
 def test_control_files_are_listed_and_read(server: RunningServer, sample_archive: Path) -> None:
     with tarfile.open(sample_archive / NAME / "autotest.tar.bz2") as tar:
         expected = sorted(
@@ -174,6 +259,20 @@ def test_control_files_are_listed_and_read(server: RunningServer, sample_archive
     assert server.call("/controlfiles", build=NAME, suite_name="nothing") == ""
     assert server.get("/controlfiles", build=NAME, control_path="no").status_code == 404
     assert server.get("/controlfiles", build="no/build").status_code == 404
+
+
+def test_a_suites_control_files_come_as_one_json_object(server: RunningServer) -> None:
+    answer = server.get("/list_suite_controls", build=NAME, suite_name="bvt")
+    assert answer.headers["Content-Type"] == "application/json"
+    of_suite = server.call("/controlfiles", build=NAME, suite_name="bvt").split("\n")
+    assert list(answer.json()) == of_suite
+    for path, text in answer.json().items():
+        assert text == server.call("/controlfiles", build=NAME, control_path=path)
+        assert "suite:bvt" in text
+    assert server.get("/list_suite_controls", build=NAME, suite_name="nothing").json() == {}
+    for build in ("no/build", f"{TARGET}/R1-0.0.0"):
+        unknown = server.get("/list_suite_controls", build=build, suite_name="bvt")
+        assert unknown.status_code == 404
 
 
 def test_builds_are_described_as_json(
