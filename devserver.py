@@ -10,7 +10,7 @@ import re
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from artifacts.retries import RetryLimits
 from artifacts.serving.answer import Answer, json_answer, text_error
 from artifacts.serving.application import mount
 from artifacts.serving.builds_api import BuildsApi, FileInfo
+from artifacts.serving.documentation import documented_calls
 from artifacts.serving.handlers import (
     Arguments,
     check_method,
@@ -245,18 +246,24 @@ class Lab:
 
     @cherrypy.expose
     def doc(self, /, *segments: str, **_: Any) -> bytes:
-        """/doc, /doc/NAME: what each call does."""
-        calls = {name: text for name, text in _documented_calls(self)}
+        """/doc, /doc/NAME: what each call does; NAME is like stage, or api/v1/builds."""
+        calls = documented_calls(self)
         if not segments:
-            lines = [text.splitlines()[0] for text in calls.values()]
-            return give("\n".join(lines))
-        if len(segments) > 1 or segments[0] not in calls:
-            return give(text_error(NotFound(f"no such call: {'/'.join(segments)}")))
-        return give(calls[segments[0]])
+            return give(
+                "\n".join(text.splitlines()[0] for texts in calls.values() for text in texts)
+            )
+        name = "/".join(segments)
+        if name not in calls:
+            return give(text_error(NotFound(f"no such call: {name}")))
+        return give("\n\n".join(calls[name]))
 
     @cherrypy.expose
     def static(self, /, *segments: str, **_: Any) -> Any:
-        """/static/TARGET/BUILD/PATH: the staged files."""
+        """/static/TARGET/BUILD/PATH: the staged files.
+
+        GET and HEAD, with ranges and conditions; directories answer an index, as HTML or, with
+        Accept: application/json, as JSON.
+        """
         try:
             check_method(("GET", "HEAD"))
             answer = self._static_files.answer(list(segments), cherrypy.request.headers)
@@ -427,13 +434,6 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     finally:
         engine.exit()
     _log.info("ended")
-
-
-def _documented_calls(lab: Lab) -> Iterator[tuple[str, str]]:
-    for name in sorted(dir(type(lab))):
-        method = getattr(type(lab), name)
-        if getattr(method, "exposed", False) and method.__doc__:
-            yield name, "\n".join(line.strip() for line in method.__doc__.strip().splitlines())
 
 
 def _version_key(build: str) -> list[tuple[int, int, str]]:

@@ -7,12 +7,16 @@ import hashlib
 import tarfile
 from pathlib import Path
 
+import cherrypy
 import pytest
 from archive_server import ArchiveServer
 from conftest import Serve
 from running_server import RunningServer
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
+from artifacts.config import load_config
+from artifacts.serving.documentation import exposed_handlers
+from devserver import Parts
 
 NAME = f"{TARGET}/{BUILD}"
 
@@ -143,19 +147,35 @@ def test_health_has_the_fields_that_schedulers_read(server: RunningServer) -> No
     assert server.get("/ready").status_code == 200
 
 
-def test_every_call_is_documented(server: RunningServer) -> None:
-    lines = server.call("/doc").split("\n")
+def test_every_call_has_a_page_that_begins_with_its_form(server: RunningServer) -> None:
     for name in (
-        "download",
-        "wait_for_status",
-        "stage",
-        "is_staged",
-        "latestbuild",
-        "check_health",
+        *("download", "wait_for_status", "stage", "is_staged", "list_image_dir", "locate_file"),
+        *("latestbuild", "controlfiles", "list_suite_controls", "check_health"),
+        *("health", "ready", "doc", "static", "api/v1/builds", "api/fileinfo"),
     ):
-        assert any(line.startswith(f"/{name}") for line in lines)
-        assert f"/{name}" in server.call(f"/doc/{name}")
-    assert server.get("/doc/nope").status_code == 404
+        page = server.call(f"/doc/{name}")
+        assert page.startswith(f"/{name}"), name
+        assert page.splitlines()[0] in server.call("/doc").split("\n")
+    assert "/api/v1/builds/TARGET/BUILD: " in server.call("/doc/api/v1/builds")
+    for unknown in ("nope", "api", "api/v1/nope", "stage/more", "_parts", "api/v1/builds/index"):
+        answer = server.get(f"/doc/{unknown}")
+        assert (answer.status_code, answer.text) == (404, f"no such call: {unknown}")
+
+
+def test_nothing_is_exposed_without_documentation(tmp_path: Path) -> None:
+    parts = Parts(load_config({"host": "127.0.0.1", "port": 0, "data_dir": tmp_path}))
+    parts.start()
+    try:
+        root = cherrypy.tree.apps[""].root
+        handlers = list(exposed_handlers(root))
+        assert len(handlers) >= 18
+        for path, handler in handlers:
+            form, _, clause = (handler.__doc__ or "").splitlines()[0].partition(": ")
+            place = "" if path == "index" else path
+            assert form == f"/{place}" or form.startswith(tuple(f"/{place}{c}" for c in "?/,"))
+            assert clause.endswith("."), path
+    finally:
+        parts.stop()
 
 
 def test_the_page_is_there_and_strict(server: RunningServer) -> None:

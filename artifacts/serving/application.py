@@ -13,7 +13,8 @@ from artifacts.serving.answer import json_error, text_error
 
 def mount(root: object) -> Any:
     """Mount ``root`` as the application at ``/``, and return it as a WSGI application."""
-    application = cherrypy.tree.mount(root, "/", {"/": _SETTINGS})
+    # To a bare root, CherryPy would add its own icon as a call.
+    application = cherrypy.tree.mount(cherrypy.Application(root, ""), "", {"/": _SETTINGS})
     # Requests are logged when they are answered, by the server.
     application.log.access_log.disabled = True
     application.log.error_log.setLevel(logging.WARNING)

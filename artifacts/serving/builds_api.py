@@ -89,7 +89,7 @@ class BuildsApi:
 
     @json_call
     def index(self) -> Answer:
-        """List the builds that are staged, or being staged."""
+        """/api/v1/builds: the builds that are staged, or being staged, as JSON."""
         check_method(("GET", "HEAD"))
         names = set(self._staging.all_builds()) | self._downloads.live_builds()
         builds = [
@@ -100,7 +100,11 @@ class BuildsApi:
 
     @json_call
     def default(self, *segments: str) -> Answer:
-        """Describe, stage (POST) or drop (DELETE) one build."""
+        """/api/v1/builds/TARGET/BUILD: describe, stage (POST) or drop (DELETE) one build.
+
+        POST takes JSON: archive_url, artifacts and files, each of which may be left out; it does
+        not wait.
+        """
         check_method(("GET", "HEAD", "POST", "DELETE"))
         if len(segments) != 2:
             raise NotFound(f"no such call: {cherrypy.request.path_info}")
@@ -171,7 +175,7 @@ class FileInfo:
 
     @json_call
     def default(self, *segments: str) -> Handled:
-        """Tell the size of a staged file, and its SHA-256 in base64."""
+        """/api/fileinfo/TARGET/BUILD/PATH: size and SHA-256, in base64, of a staged file."""
         check_method(("GET", "HEAD"))
         if len(segments) < 3:
             raise NotFound(f"no such call: {cherrypy.request.path_info}")
