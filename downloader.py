@@ -166,6 +166,11 @@ class Downloader:
         with self._lock:
             return self._unfinished > 0
 
+    def is_under_way(self, item: Item) -> bool:
+        with self._lock:
+            task = self._tasks.get(item)
+            return task is not None and not task.future.done()
+
     def progress(self) -> dict[Item, dict[str, Any]]:
         """Return the state of what is under way, or was a moment ago, by item."""
         with self._lock:
@@ -473,12 +478,15 @@ class DownloaderCache:
         self._staging.check_archive(build, archive_url)
         failures = self._failures.of(archive_url)
         is_ours = _asked_of(build, archive_url) is not None
+        downloader = self._find(archive_url)
         answer = True
         for item in items:
             if failure := failures.get(item):
                 raise failure.error()
+            # Looked at before the record: what ends meanwhile has recorded how.
+            is_tried_again = downloader is not None and downloader.is_under_way(item)
             record = build.state_of(item) if is_ours else None
-            if record is not None and record.failure:
+            if record is not None and record.failure and not is_tried_again:
                 raise record.failure.error()
             answer = answer and (
                 (record is not None and record.state is ItemState.STAGED)

@@ -175,6 +175,27 @@ def test_a_background_failure_is_told_to_everyone_until_a_retry(
     assert server.call("/latestbuild", target=TARGET) == BUILD
 
 
+def test_a_new_try_is_not_told_the_failure_of_the_last_one(
+    server: RunningServer, archive: ArchiveServer, build_url: str
+) -> None:
+    archive.misbehave(f"/{NAME}/stateful.tgz", Fault(status=403))
+    asked = {"archive_url": build_url, "artifacts": "stateful"}
+    assert server.get("/stage", **asked).status_code == 502
+
+    archive.behave()
+    hold = threading.Event()
+    archive.misbehave(f"/{NAME}/", Fault(hold=hold))
+    assert server.call("/stage?async=True", **asked) == "Success"
+    assert server.call("/is_staged", **asked) == "False"
+    described = server.get(f"/api/v1/builds/{NAME}").json()
+    assert described["state"] == "staging"
+    assert [artifact["error"] for artifact in described["artifacts"]] == [None]
+
+    hold.set()
+    assert server.call("/wait_for_status", archive_url=build_url) == "Success"
+    assert server.call("/is_staged", **asked) == "True"
+
+
 def test_a_failure_survives_a_restart(
     serve: Serve, server: RunningServer, archive: ArchiveServer, build_url: str
 ) -> None:

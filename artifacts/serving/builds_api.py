@@ -250,7 +250,9 @@ def _describe_item(
         described["bytes_done"] = progress["bytes_done"] if progress else size
         described["bytes_total"] = progress["bytes_total"] if progress else size
         described["bytes_per_second"] = progress["bytes_per_second"] if progress else 0
-        described["error"] = record.failure.message if record and record.failure else None
+        # While it is tried again, the record may still be that of the last time.
+        failure = record.failure if record and state == "failed" else None
+        described["error"] = failure.message if failure else None
     return described
 
 
