@@ -19,7 +19,8 @@ import click
 
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
-from artifacts.catalog import Catalog, CatalogError
+from artifacts.catalog import Catalog
+from artifacts.catalog_file import CatalogError
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
 from artifacts.commands.sample_build import make_sample_build

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import re
-import tomllib
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -12,115 +10,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from artifacts.artifact import Artifact
+from artifacts.catalog_file import CatalogError, parse_catalog
+from artifacts.errors import BadRequest
 
-from artifacts.archive_url import BuildName, check_relative_path
-from artifacts.errors import ArchiveError, BadRequest, DevserverError
-from artifacts.patterns import REGEX_PREFIX, matches
-
-_ARTIFACT_NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """A file of the archive and the path below the build that it is published at."""
-
-    archive_name: str
-    path: str
-
-
-class Artifact(BaseModel):
-    """One artifact's rules, as a catalog states them.
-
-    ``{target}`` and ``{build}`` stand for the build's own in ``files``, ``directory``,
-    ``publish_as`` and ``links``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    files: tuple[str, ...] = Field(
-        min_length=1, description="patterns of file names; the first that fits anything counts"
-    )
-    when: Literal["foreground", "background", "request"] = Field(
-        "request", description="which call stages it: /download waits, starts, or leaves it"
-    )
-    required: bool = Field(False, description="whether a build without it cannot be staged")
-    directory: str = Field("", description="where it goes, below the build")
-    publish_as: str | None = Field(None, description="its name there, instead of its own")
-    unpack: bool = Field(False, description="whether to publish what is in it instead of it")
-    include: tuple[str, ...] = Field((), description="patterns of members to unpack; none: all")
-    exclude: tuple[str, ...] = Field((), description="patterns of members not to unpack")
-    links: Mapping[str, str] = Field({}, description="symbolic links to make: path → target path")
-
-    @field_validator("files", "include", "exclude")
-    @classmethod
-    def _patterns_are_valid(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                matches(pattern, "")
-            except DevserverError as error:
-                raise ValueError(error.message) from error
-        return patterns
-
-    @field_validator("directory", "publish_as")
-    @classmethod
-    def _path_is_relative(cls, path: str | None) -> str | None:
-        return path and _checked_path(path)
-
-    @field_validator("links")
-    @classmethod
-    def _links_are_relative(cls, links: Mapping[str, str]) -> Mapping[str, str]:
-        return {_checked_path(path): _checked_path(target) for path, target in links.items()}
-
-    def plan(self, names: Iterable[str], build: BuildName) -> list[PlannedFile]:
-        """Return the files of ``names`` that make up this artifact; none where it has none.
-
-        Raises:
-            ArchiveError: several files fit where only one can be published.
-        """
-        names = list(names)
-        for pattern in self.files:
-            expanded = _expand(pattern, build, is_pattern=True)
-            fitting = [name for name in names if matches(expanded, name)]
-            if not fitting:
-                continue
-            if self.publish_as and len(fitting) > 1:
-                raise ArchiveError(f"{build} has several files for one: {', '.join(fitting)}")
-            return [PlannedFile(name, self._path_of(name, build)) for name in fitting]
-        return []
-
-    def _path_of(self, name: str, build: BuildName) -> str:
-        path = _expand(self.publish_as, build) if self.publish_as else name
-        return f"{_expand(self.directory, build)}/{path}" if self.directory else path
-
-    def tree_path(self, build: BuildName) -> str:
-        """Where unpacked members go, below the build; "" for the build itself."""
-        return _expand(self.directory, build)
-
-    def wants_member(self, path: str) -> bool:
-        included = not self.include or any(matches(pattern, path) for pattern in self.include)
-        return included and not any(matches(pattern, path) for pattern in self.exclude)
-
-    def links_of(self, build: BuildName) -> dict[str, str]:
-        return {_expand(k, build): _expand(v, build) for k, v in self.links.items()}
-
-
-class _CatalogFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    artifacts: dict[str, Artifact] = Field(min_length=1)
-
-    @field_validator("artifacts")
-    @classmethod
-    def _names_are_valid(cls, artifacts: dict[str, Artifact]) -> dict[str, Artifact]:
-        for name in artifacts:
-            if not _ARTIFACT_NAME.fullmatch(name):
-                raise ValueError(f"{name!r}: a name has lower-case letters, digits and underscores")
-        return artifacts
-
-
-class CatalogError(DevserverError):
-    """A catalog that cannot be used; the message names file, key and reason."""
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -136,31 +30,33 @@ class Catalog:
         Raises:
             CatalogError: there is none, or it is not a valid one.
         """
-        shipped = resources.files("artifacts") / "catalogs" / f"{name_or_file}.toml"
-        is_name = re.fullmatch(r"[a-z]+", name_or_file) is not None
         try:
-            if is_name and shipped.is_file():
-                text = shipped.read_text(encoding="utf-8")
-            else:
-                text = Path(name_or_file).read_text(encoding="utf-8")
-            parsed = _CatalogFile.model_validate(tomllib.loads(text))
-        except OSError as error:
-            shipped_names = sorted(path.name[:-5] for path in _shipped())
-            raise CatalogError(
-                f"catalog {name_or_file}: {error.strerror} "
-                f"(these come with devserver: {', '.join(shipped_names)})"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CatalogError(f"catalog {name_or_file}: not TOML: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            reason = first["msg"].removeprefix("Value error, ")
-            raise CatalogError(f"catalog {name_or_file}: {key}: {reason}") from error
-        return cls(parsed.artifacts)
+            return cls(parse_catalog(_read(name_or_file)))
+        except CatalogError as error:
+            raise CatalogError(f"catalog {name_or_file}: {error.message}") from error
 
     def staged_when(self, when: Literal["foreground", "background"]) -> list[str]:
         return [name for name, artifact in self.artifacts.items() if artifact.when == when]
+
+    def parts_of(self, name: str) -> list[Artifact]:
+        """Return what an artifact is made of: other artifacts, or just itself."""
+        artifact = self.artifacts[name]
+        return [self.artifacts[part] for part in artifact.parts] or [artifact]
+
+    def brought_by(self, names: Iterable[str]) -> list[str]:
+        """Return the artifacts that come along with those of ``names``, which are not among them.
+
+        What is brought brings others in turn.
+        """
+        asked = set(names)
+        brought: dict[str, None] = {}
+        bringing = list(names)
+        while bringing:
+            for other in self.artifacts[bringing.pop(0)].brings:
+                if other not in asked and other not in brought:
+                    brought[other] = None
+                    bringing.append(other)
+        return list(brought)
 
     def check_known(self, names: Iterable[str]) -> None:
         """Raise BadRequest for a name that is not in the catalog."""
@@ -170,21 +66,33 @@ class Catalog:
                 raise BadRequest(f"unknown artifact {name!r}; this server knows: {known}")
 
 
-def _shipped() -> list[Traversable]:
-    directory = resources.files("artifacts") / "catalogs"
-    return [path for path in directory.iterdir() if path.name.endswith(".toml")]
+def shipped_catalogs() -> list[str]:
+    """Return the names of the catalogs that come with devserver, sorted."""
+    names = [path.name for path in _shipped_directory().iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
-def _checked_path(path: str) -> str:
+def _shipped_directory() -> Traversable:
+    return resources.files("artifacts") / "catalogs"
+
+
+def _read(name_or_file: str) -> str:
+    if name_or_file in shipped_catalogs():
+        return (_shipped_directory() / f"{name_or_file}.toml").read_text(encoding="utf-8")
+    path = Path(name_or_file)
     try:
-        return check_relative_path(path, "path")
-    except BadRequest as error:
-        raise ValueError(error.message) from error
-
-
-def _expand(text: str, build: BuildName, *, is_pattern: bool = False) -> str:
-    for placeholder, value in (("{target}", build.target), ("{build}", build.build)):
-        if is_pattern:
-            value = re.escape(value) if text.startswith(REGEX_PREFIX) else glob.escape(value)
-        text = text.replace(placeholder, value)
-    return text
+        # Looked at before it is opened: opening a pipe would wait for its other end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CatalogError("is a directory" if path.is_dir() else "is not a file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no file name"
+        shipped = ", ".join(shipped_catalogs())
+        raise CatalogError(f"{reason} (these come with devserver: {shipped})") from error
+    if len(data) > _MAX_BYTES:
+        raise CatalogError(f"is larger than {_MAX_BYTES:,} bytes, as no catalog is")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"is not TOML: {error}") from error

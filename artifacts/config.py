@@ -78,7 +78,8 @@ class Config(BaseSettings):
         None, description="what /static serves; static/ in the data directory by default"
     )
     catalog: str = Field(
-        "chromeos", description="what builds consist of: chromeos, everything or a TOML file"
+        "chromeos",
+        description="what builds consist of: chromeos, android, everything or a TOML file",
     )
     allow_archive: Words = Field(
         ("gs://", "s3://"), description="archive URLs that may be staged, as a prefix; repeatable"

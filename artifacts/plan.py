@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from artifacts.archive_url import BuildName, check_relative_path
-from artifacts.catalog import Artifact, Catalog, PlannedFile
-from artifacts.errors import ArtifactNotFound, BadRequest
+from artifacts.artifact import Artifact, Members, PlannedFile
+from artifacts.catalog import Catalog
+from artifacts.errors import ArtifactNotFound, BadRequest, Conflict
 from artifacts.manifest import Item
 from artifacts.patterns import matches
 from artifacts.sources.source import ArchiveFile
@@ -21,10 +22,18 @@ _UNPACKED_RATIO = {".tar": 1, ".gz": 3, ".tgz": 3, ".zip": 3, ".zst": 4, ".bz2":
 
 @dataclass(frozen=True)
 class PlannedItem:
-    """What has to be done for one item."""
+    """What has to be done for one item.
+
+    Attributes:
+        artifact: what it is in the catalog; None for files that were asked for by name.
+        members: which members of its files are unpacked, if they are.
+        links: symbolic links to make, path to target, both below the build.
+    """
 
     files: tuple[PlannedFile, ...]
     artifact: Artifact | None = None
+    members: Members = field(default_factory=Members)
+    links: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_unpacked(self) -> bool:
@@ -86,11 +95,12 @@ def make_plan(
         ArtifactNotFound: the build lacks what it may not; names all of it.
         BadRequest: an item is not in the catalog.
         ArchiveError: it is not clear which file is meant.
+        Conflict: two files are to be published at one path.
     """
     planned: dict[Item, PlannedItem] = {}
     absent, missing = [], []
     for item, may_be_absent in wanted.items():
-        found = _plan_item(item, listing, catalog, build)
+        found = plan_item(item, listing, catalog, build)
         if found.files:
             planned[item] = found
         elif may_be_absent and not (found.artifact and found.artifact.required):
@@ -99,16 +109,31 @@ def make_plan(
             missing.append(_in_words(item, found.artifact))
     if missing:
         raise ArtifactNotFound(f"{build} does not have {', '.join(missing)}")
+    check_paths(planned, build)
     return Plan(planned, tuple(absent))
 
 
-def _plan_item(
-    item: Item, listing: Mapping[str, ArchiveFile], catalog: Catalog, build: BuildName
+def check_paths(planned: Mapping[Item, PlannedItem], build: BuildName) -> None:
+    """Raise Conflict where two files of the archive are to be published at one path."""
+    taken: dict[str, tuple[Item, PlannedFile]] = {}
+    for item, found in planned.items():
+        for file in () if found.is_unpacked else found.files:
+            other, there = taken.setdefault(file.path, (item, file))
+            if there != file:
+                raise Conflict(
+                    f"{build} has two files for {file.path}: {there.archive_name} ({other.name}) "
+                    f"and {file.archive_name} ({item.name}); ask for one of them, or mend the "
+                    "catalog"
+                )
+
+
+def plan_item(
+    item: Item, listing: Iterable[str], catalog: Catalog, build: BuildName
 ) -> PlannedItem:
+    """Plan one item; no files where the build does not have it. Errors are those of make_plan."""
     if item.is_artifact:
         catalog.check_known([item.name])
-        artifact = catalog.artifacts[item.name]
-        return PlannedItem(tuple(artifact.plan(listing, build)), artifact)
+        return _plan_artifact(item.name, list(listing), catalog, build)
     if item.name in listing:
         names = [item.name]
     else:
@@ -116,7 +141,18 @@ def _plan_item(
     return PlannedItem(tuple(PlannedFile(name, name) for name in names))
 
 
+def _plan_artifact(name: str, names: list[str], catalog: Catalog, build: BuildName) -> PlannedItem:
+    artifact = catalog.artifacts[name]
+    files: list[PlannedFile] = []
+    links: dict[str, str] = {}
+    for part in catalog.parts_of(name):
+        if found := part.plan(names, build):
+            files += found
+            links |= part.links_of(build)
+    return PlannedItem(tuple(files), artifact, artifact.members(build), links)
+
+
 def _in_words(item: Item, artifact: Artifact | None) -> str:
     if artifact is None:
         return f"a file {item.name}"
-    return f"{item.name} ({' or '.join(artifact.files)})"
+    return f"{item.name} ({' or '.join(artifact.files or artifact.parts)})"

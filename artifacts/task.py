@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.build import Build
-from artifacts.errors import ArchiveError, DevserverError
+from artifacts.errors import ArchiveError, ArtifactNotFound, DevserverError
 from artifacts.extract import unpack
 from artifacts.fetch import Fetch
 from artifacts.growing_file import FetchRestarted
@@ -123,10 +123,9 @@ class Task:
                 trees = self._stage_trees(build, staging, fetches, listing, limits)
             else:
                 paths = self._stage_files(build, fetches, listing)
-            if self.planned.artifact is not None:
-                for path, target in self.planned.artifact.links_of(build.name).items():
-                    build.publish_link(path, target)
-                    paths.append(path)
+            for path, target in self.planned.links.items():
+                build.publish_link(path, target)
+                paths.append(path)
             build.record_staged(self.item, paths, trees)
         finally:
             for fetch in list(self._fetches):
@@ -197,7 +196,7 @@ class Task:
         artifact = self.planned.artifact
         unpack_safely = partial(
             unpack,
-            wanted=artifact.wants_member,
+            wanted=self.planned.members.wants,
             limits=limits,
             check_room=staging.space.check_room,
         )
@@ -213,6 +212,9 @@ class Task:
                     members = self._unpack(origin, directory / top, unpack_safely)
                 if members is None:
                     continue
+                if not members and self.planned.members.include:
+                    wanted = " or ".join(self.planned.members.include)
+                    raise ArtifactNotFound(f"{origin.name} has no member that fits {wanted}")
                 tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
                 build.publish_tree(directory, tree)
                 return tree
