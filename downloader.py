@@ -411,7 +411,7 @@ class DownloaderCache:
             **{Item.artifact(n): Wish(True, True) for n in catalog.staged_when("foreground")},
             **{Item.artifact(n): Wish(False, True) for n in catalog.staged_when("background")},
         }
-        tasks = self._ask(archive_url, wishes)
+        tasks = self._ask(archive_url, {**wishes, **self._brought_by(wishes)})
         # That it can be staged at all is waited for even if nothing of it is foreground.
         waited = [task.accepted for task in tasks.values()]
         waited += [tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
@@ -422,14 +422,17 @@ class DownloaderCache:
     ) -> Future[None]:
         """Stage just these items; as ``download``. ``drop_first`` takes the build away before.
 
+        What artifacts bring along is staged after them; the future does not wait for it.
+
         Raises:
             BadRequest: an artifact is not in the catalog.
         """
         items = list(items)
         self._equipment.catalog.check_known(item.name for item in items if item.is_artifact)
         wishes = {item: Wish() for item in items}
-        tasks = self._ask(archive_url, wishes, drop_first=drop_first)
-        return first_failure([task.future for task in tasks.values()])
+        brought = self._brought_by(wishes)
+        tasks = self._ask(archive_url, {**wishes, **brought}, drop_first=drop_first)
+        return first_failure([tasks[item].future for item in wishes])
 
     def wait_for_status(self, archive_url: ArchiveUrl) -> Future[None]:
         """Return what ends when nothing of the build is under way, with a failure if there is one.
@@ -538,6 +541,12 @@ class DownloaderCache:
             downloader.cancel()
 
     # --- inside
+
+    def _brought_by(self, items: Iterable[Item]) -> dict[Item, Wish]:
+        """Return what artifacts bring along: wanted after them, and the build may lack it."""
+        names = [item.name for item in items if item.is_artifact]
+        brought = self._equipment.catalog.brought_by(names)
+        return {Item.artifact(name): Wish(False, True) for name in brought}
 
     def _ask(
         self, archive_url: ArchiveUrl, wishes: Mapping[Item, Wish], *, drop_first: bool = False

@@ -20,7 +20,10 @@ PAYLOADS = {
     "chromeos_R17-1208.0.0_R17-1208.0.0_x86-generic_delta_dev.bin": 2_000_000,
     "chromeos_R16-1193.0.0_R17-1208.0.0_x86-generic_delta_dev.bin": 2_000_000,
 }
-TARS = {"stateful.tgz", "autotest.tar.bz2", "test_suites.tar.bz2", "debug.tgz"}
+TARS = {
+    *("stateful.tgz", "autotest.tar.bz2", "test_suites.tar.bz2", "debug.tgz"),
+    *("control_files.tar", "autotest_packages.tar"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,7 @@ def test_autotest_has_some_sixty_tests_with_code_and_control_files(build: Path) 
 
 def test_control_files_and_test_code_are_python(build: Path) -> None:
     for name, content in read_tar(build / "autotest.tar.bz2").items():
-        if "control" in name or name.endswith(".py"):
+        if "/control" in name or name.endswith(".py"):
             ast.parse(content, name)
 
 
@@ -101,7 +104,7 @@ def test_the_map_of_suites_lists_the_control_files_whose_attributes_name_them(bu
     files = read_tar(build / "autotest.tar.bz2")
     listed = ast.literal_eval(files["autotest/test_suites/suite_to_control_file_map"].decode())
     by_attributes: dict[str, list[str]] = {"bvt": [], "smoke": []}
-    for name in sorted(files):
+    for name in sorted(name for name in files if "/control" in name):
         attributes = ATTRIBUTES.search(files[name].decode())
         for suite in by_attributes:
             if attributes and f"suite:{suite}" in attributes[1].split(", "):
@@ -119,6 +122,23 @@ def test_the_suites_alone_are_the_same_bytes_as_in_autotest(build: Path) -> None
         "control.bvt",
         "control.smoke",
         "suite_to_control_file_map",
+    }
+
+
+def test_control_files_and_packages_alone_are_the_same_bytes_as_in_autotest(build: Path) -> None:
+    autotest = read_tar(build / "autotest.tar.bz2")
+    controls = read_tar(build / "control_files.tar")
+    assert controls == {
+        name: content
+        for name, content in autotest.items()
+        if "/control" in name and not name.startswith("autotest/test_suites/")
+    }
+    packages = read_tar(build / "autotest_packages.tar")
+    assert packages == {n: c for n, c in autotest.items() if n.startswith("autotest/packages/")}
+    listed = packages.pop("autotest/packages/packages.checksum").decode().splitlines()
+    assert len(controls) > 60 and len(packages) > 40
+    assert dict(line.split(":") for line in listed) == {
+        Path(name).name: hashlib.md5(content).hexdigest() for name, content in packages.items()
     }
 
 

@@ -19,6 +19,8 @@ FULL_PAYLOAD = "chromeos_R17-1208.0.0_x86-generic_full_dev.bin"
 N_TO_N_PAYLOAD = "chromeos_R17-1208.0.0_R17-1208.0.0_x86-generic_delta_dev.bin"
 M_TO_N_PAYLOAD = "chromeos_R16-1193.0.0_R17-1208.0.0_x86-generic_delta_dev.bin"
 
+_Mode = Literal["w", "w:gz", "w:bz2"]
+
 _PAYLOAD_MAGIC = b"CrAU"
 _DELTA_BYTES = 2_000_000
 _BLOCK_BYTES = 1 << 20
@@ -80,10 +82,13 @@ def _fill(build: Path, payload_bytes: int) -> None:
     _write_payload(build / FULL_PAYLOAD, payload_bytes)
     _write_payload(build / N_TO_N_PAYLOAD, _DELTA_BYTES)
     _write_payload(build / M_TO_N_PAYLOAD, _DELTA_BYTES)
-    test_suites = _test_suites()
+    autotest, packages, test_suites = _autotest(), _autotest_packages(), _test_suites()
+    controls = {name: text for name, text in autotest.items() if "/control" in name}
     _write_tar(build / "stateful.tgz", "w:gz", _stateful())
-    _write_tar(build / "autotest.tar.bz2", "w:bz2", _autotest() | test_suites)
+    _write_tar(build / "autotest.tar.bz2", "w:bz2", autotest | packages | test_suites)
     _write_tar(build / "test_suites.tar.bz2", "w:bz2", test_suites)
+    _write_tar(build / "control_files.tar", "w", controls)
+    _write_tar(build / "autotest_packages.tar", "w", packages)
     _write_tar(build / "debug.tgz", "w:gz", _debug_symbols())
     names = sorted(path.name for path in build.iterdir())
     sums = "".join(f"{_sha256(build / name)}  {name}\n" for name in names)
@@ -100,10 +105,15 @@ def _write_payload(path: Path, size_bytes: int) -> None:
             remaining -= file.write(os.urandom(min(_BLOCK_BYTES, remaining)))
 
 
-def _write_tar(path: Path, mode: Literal["w:gz", "w:bz2"], files: Mapping[str, bytes]) -> None:
+def _write_tar(path: Path, mode: _Mode, files: Mapping[str, bytes]) -> None:
+    path.write_bytes(_tar(mode, files))
+
+
+def _tar(mode: _Mode, files: Mapping[str, bytes]) -> bytes:
     directories = {str(parent) for name in files for parent in PurePosixPath(name).parents}
     directories.discard(".")
-    with tarfile.open(path, mode) as tar:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode=mode) as tar:
         for name in sorted([*directories, *files]):
             member = tarfile.TarInfo(name)
             member.mtime = _BUILT_AT
@@ -115,6 +125,7 @@ def _write_tar(path: Path, mode: Literal["w:gz", "w:bz2"], files: Mapping[str, b
                 member.mode = 0o755 if PurePosixPath(name).parent.name == "bin" else 0o644
                 member.size = len(files[name])
                 tar.addfile(member, io.BytesIO(files[name]))
+    return written.getvalue()
 
 
 def _stateful() -> dict[str, bytes]:
@@ -161,7 +172,7 @@ def _tests() -> Iterator[_Test]:
 
 
 def _autotest() -> dict[str, bytes]:
-    """The files of the autotest tree but for its suites."""
+    """The files of the autotest tree but for its packages and suites."""
     texts = {
         "client/bin/autotest": "#!/usr/bin/python\nimport common\n",
         "client/common_lib/error.py": "class TestFail(Exception):\n    pass\n",
@@ -175,6 +186,18 @@ def _autotest() -> dict[str, bytes]:
             stress = _control(test, ("stress",), variant="stress")
             texts[f"{test.directory}/control.stress"] = stress
     return {f"autotest/{name}": text.encode() for name, text in texts.items()}
+
+
+def _autotest_packages() -> dict[str, bytes]:
+    """Each client test packed by itself, as machines fetch it, and the list of checksums."""
+    packages = {}
+    for test in _tests():
+        if test.side == "client":
+            files = {f"{test.name}.py": _test_code(test).encode()}
+            packages[f"test-{test.name}.tar.bz2"] = _tar("w:bz2", files)
+    checksums = [f"{name}:{hashlib.md5(data).hexdigest()}\n" for name, data in packages.items()]
+    packages["packages.checksum"] = "".join(sorted(checksums)).encode()
+    return {f"autotest/packages/{name}": data for name, data in packages.items()}
 
 
 def _test_suites() -> dict[str, bytes]:
