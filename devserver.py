@@ -21,6 +21,7 @@ from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
 from artifacts.catalog import Catalog
 from artifacts.catalog_file import CatalogError
+from artifacts.commands.catalog import catalog_command
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
 from artifacts.commands.sample_build import make_sample_build
@@ -533,6 +534,7 @@ def _demonstrate(parts: Parts, archive_url: str) -> None:
 
 main.add_command(stage_command)
 main.add_command(status_command)
+main.add_command(catalog_command)
 
 
 if __name__ == "__main__":

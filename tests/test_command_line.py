@@ -34,7 +34,10 @@ def devserver(
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["stage"], ["status"], ["demo"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["serve"], ["stage"], ["status"], ["demo"], ["catalog"], ["catalog", "check"]],
+)
 def test_every_command_has_help(arguments: list[str]) -> None:
     shown = devserver(*arguments, "--help")
     assert shown.returncode == 0

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from artifacts.archive_url import BuildName
 from artifacts.commands.client import Client, server_options
 from artifacts.commands.options import CONTEXT_SETTINGS
-
-_PIPED_WIDTH = 200
+from artifacts.commands.tables import print_table
 
 
 @click.command("status", context_settings=CONTEXT_SETTINGS)
@@ -27,35 +23,34 @@ def status_command(build: str | None, as_json: bool, server: str, token: str | N
     with Client(server, token) as client:
         if build is None:
             described = client.get_json("/api/v1/builds")
-            table = _table_of_builds(described["builds"])
         else:
             name = BuildName.parse(build)
             described = client.get_json(f"/api/v1/builds/{quote(str(name))}")
-            table = _table_of_artifacts(described)
     if as_json:
         click.echo(json.dumps(described, indent=1))
+    elif build is None:
+        _print_builds(described["builds"])
     else:
-        width = None if sys.stdout.isatty() else _PIPED_WIDTH
-        Console(file=sys.stdout, width=width).print(table)
+        _print_artifacts(described)
 
 
-def _table_of_builds(builds: list[dict[str, Any]]) -> Table:
-    table = Table("build", "state", "size", "last used", "archive", box=None)
-    for build in builds:
-        table.add_row(
+def _print_builds(builds: list[dict[str, Any]]) -> None:
+    rows = [
+        (
             f"{build['target']}/{build['build']}",
             build["state"],
             _megabytes(build["bytes"]),
             (build["last_used"] or "")[:19].replace("T", " "),
             build["archive_url"],
         )
-    return table
+        for build in builds
+    ]
+    print_table(("build", "state", "size", "last used", "archive"), rows)
 
 
-def _table_of_artifacts(build: dict[str, Any]) -> Table:
-    table = Table("artifact", "state", "done", "of", "files", "error", box=None)
-    for artifact in build["artifacts"]:
-        table.add_row(
+def _print_artifacts(build: dict[str, Any]) -> None:
+    rows = [
+        (
             artifact["name"],
             artifact["state"],
             _megabytes(artifact["bytes_done"]),
@@ -63,7 +58,9 @@ def _table_of_artifacts(build: dict[str, Any]) -> Table:
             str(len(artifact["files"])),
             artifact["error"] or "",
         )
-    return table
+        for artifact in build["artifacts"]
+    ]
+    print_table(("artifact", "state", "done", "of", "files", "error"), rows)
 
 
 def _megabytes(count: int | None) -> str:
