@@ -48,11 +48,11 @@ class Catalog:
 
         What is brought brings others in turn.
         """
-        asked = set(names)
-        brought: dict[str, None] = {}
         bringing = list(names)
-        while bringing:
-            for other in self.artifacts[bringing.pop(0)].brings:
+        asked = set(bringing)
+        brought: dict[str, None] = {}
+        for name in bringing:  # it grows meanwhile
+            for other in self.artifacts[name].brings:
                 if other not in asked and other not in brought:
                     brought[other] = None
                     bringing.append(other)

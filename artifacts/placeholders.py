@@ -8,7 +8,7 @@ import re
 from artifacts.archive_url import BuildName
 from artifacts.patterns import REGEX_PREFIX
 
-# What says of a target how it was built, behind the board.
+# What says of a target how it was built, behind the board. What ends in another comes before it.
 _KINDS = (
     *("release", "firmware", "factory", "canary", "snapshot", "postsubmit", "public"),
     *("paladin", "pre-cq", "cq", "full", "incremental", "tryjob", "asan", "ubsan"),
@@ -21,8 +21,7 @@ _NAMES = ("target", "build", "board")
 
 def board_of(target: str) -> str:
     """Return a target without its kind: x86-generic of x86-generic-release."""
-    # The longest first: pre-cq before cq.
-    for kind in sorted(_KINDS, key=len, reverse=True):
+    for kind in _KINDS:
         if target.endswith(f"-{kind}") and len(target) > len(kind) + 1:
             return target.removesuffix(f"-{kind}")
     return target

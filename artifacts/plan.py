@@ -115,11 +115,12 @@ def make_plan(
 
 def check_paths(planned: Mapping[Item, PlannedItem], build: BuildName) -> None:
     """Raise Conflict where two files of the archive are to be published at one path."""
-    taken: dict[str, tuple[Item, PlannedFile]] = {}
+    taken: dict[str, PlannedFile] = {}
     for item, found in planned.items():
         for file in () if found.is_unpacked else found.files:
-            other, there = taken.setdefault(file.path, (item, file))
+            there = taken.setdefault(file.path, file)
             if there != file:
+                other = next(other for other, its in planned.items() if there in its.files)
                 raise Conflict(
                     f"{build} has two files for {file.path}: {there.archive_name} ({other.name}) "
                     f"and {file.archive_name} ({item.name}); ask for one of them, or mend the "
@@ -128,12 +129,12 @@ def check_paths(planned: Mapping[Item, PlannedItem], build: BuildName) -> None:
 
 
 def plan_item(
-    item: Item, listing: Iterable[str], catalog: Catalog, build: BuildName
+    item: Item, listing: Collection[str], catalog: Catalog, build: BuildName
 ) -> PlannedItem:
     """Plan one item; no files where the build does not have it. Errors are those of make_plan."""
     if item.is_artifact:
         catalog.check_known([item.name])
-        return _plan_artifact(item.name, list(listing), catalog, build)
+        return _plan_artifact(item.name, listing, catalog, build)
     if item.name in listing:
         names = [item.name]
     else:
@@ -141,12 +142,14 @@ def plan_item(
     return PlannedItem(tuple(PlannedFile(name, name) for name in names))
 
 
-def _plan_artifact(name: str, names: list[str], catalog: Catalog, build: BuildName) -> PlannedItem:
+def _plan_artifact(
+    name: str, listing: Collection[str], catalog: Catalog, build: BuildName
+) -> PlannedItem:
     artifact = catalog.artifacts[name]
     files: list[PlannedFile] = []
     links: dict[str, str] = {}
     for part in catalog.parts_of(name):
-        if found := part.plan(names, build):
+        if found := part.plan(listing, build):
             files += found
             links |= part.links_of(build)
     return PlannedItem(tuple(files), artifact, artifact.members(build), links)

@@ -187,7 +187,12 @@ class Task:
         for file in files:
             there = kept_file(build, file)
             origins.append(build.directory / there[0] if there else self._acquire(fetches, file))
-        return [self._stage_tree(origin, build, staging, limits) for origin in origins]
+        trees = [self._stage_tree(origin, build, staging, limits) for origin in origins]
+        if self.planned.members.include and not any(trees):
+            names = " and ".join(file.name for file in files)
+            wanted = " or ".join(self.planned.members.include)
+            raise ArtifactNotFound(f"{names} has no member that fits {wanted}")
+        return trees
 
     def _stage_tree(
         self, origin: Fetch | Path, build: Build, staging: Staging, limits: UnpackLimits
@@ -212,9 +217,6 @@ class Task:
                     members = self._unpack(origin, directory / top, unpack_safely)
                 if members is None:
                     continue
-                if not members and self.planned.members.include:
-                    wanted = " or ".join(self.planned.members.include)
-                    raise ArtifactNotFound(f"{origin.name} has no member that fits {wanted}")
                 tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
                 build.publish_tree(directory, tree)
                 return tree
