@@ -46,11 +46,11 @@ from artifacts.task import (
     Wish,
     all_ended,
     first_failure,
-    kept_file,
     resolve,
     settled_task,
 )
 from artifacts.unpack_limits import UnpackLimits
+from artifacts.whole_files import kept_file
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)

@@ -139,6 +139,7 @@ class Attempt:
             generation=known.generation or told.generation,
             has_ranges=known.has_ranges or told.has_ranges,
             checksums=known.checksums.joined(told.checksums),
+            content_encoding=known.content_encoding or told.content_encoding,
         )
 
     def verify_from(self, offset: int, block: bytes, end_from: Callable[[int], int]) -> None:

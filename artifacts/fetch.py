@@ -56,12 +56,16 @@ _MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A verified, durable temporary file; ``size`` in bytes."""
+    """A verified, durable temporary file of the bytes that the archive stores; ``size`` in bytes.
+
+    ``content_encoding`` as in `ArchiveFile`.
+    """
 
     path: Path
     size: int
     crc32c: int
     sha256: bytes | None
+    content_encoding: str | None
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Fetch:
                 size=self._attempt.size,
                 crc32c=self._attempt.crc32c,
                 sha256=self._attempt.sha256,
+                content_encoding=self._attempt.file.content_encoding,
             )
 
     def when_ended(self, callback: Callable[[Fetch], None]) -> None:

@@ -32,6 +32,12 @@ class GrowingFile(io.RawIOBase):
         """Whether what was read is void, because the fetch started over."""
         return self._attempt.abandoned and not self._attempt.verified
 
+    @property
+    def content_encoding(self) -> str | None:
+        """As in `ArchiveFile`; blocks, and fails, as reading the first byte does."""
+        self._wait_for_bytes(self._attempt, self._position)
+        return self._attempt.file.content_encoding
+
     def readable(self) -> bool:
         return True
 

@@ -46,17 +46,28 @@ class ItemState(enum.StrEnum):
     FAILED = "failed"
 
 
+class StoredBytes(NamedTuple):
+    """What a file amounts to as its archive stores it; ``sha256`` in base64, where it is known."""
+
+    size: int
+    crc32c: int | None
+    sha256: str | None
+
+
 @dataclass(frozen=True)
 class StagedFile:
     """A published file, or a link to one: ``link`` is its target, relative to where it lies.
 
-    ``archive_name`` is the file of the archive that it came from as it is; None for a member.
+    ``archive_name`` is the file of the archive that it came from whole; None for a member.
+    ``stored`` is what that file amounts to in the archive, where it was decompressed to be
+    published; None where it is published as it is.
     """
 
     size: int
     crc32c: int | None = None
     link: str | None = None
     archive_name: str | None = None
+    stored: StoredBytes | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +153,18 @@ def tree_from_json(data: bytes) -> dict[str, StagedFile]:
 
 
 def files_to_json(files: Mapping[str, StagedFile]) -> dict[str, list[Any]]:
-    return {p: [f.size, f.crc32c, f.link, f.archive_name] for p, f in files.items()}
+    return {
+        # Few files have what comes last, and there may be very many.
+        p: [f.size, f.crc32c, f.link, f.archive_name, *([f.stored] if f.stored else [])]
+        for p, f in files.items()
+    }
 
 
 def files_from_json(parsed: Mapping[str, list[Any]]) -> dict[str, StagedFile]:
-    return {path: StagedFile(*values) for path, values in parsed.items()}
+    return {
+        path: StagedFile(*values[:4], *(StoredBytes(*stored) for stored in values[4:]))
+        for path, values in parsed.items()
+    }
 
 
 def _record_to_json(record: ItemRecord) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 # How much larger than packed a file is taken to be; checked again by the disk while unpacking.
 _UNPACKED_RATIO = {".tar": 1, ".gz": 3, ".tgz": 3, ".zip": 3, ".zst": 4, ".bz2": 4, ".xz": 5}
+_DECODED_RATIO = 3
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ class PlannedItem:
         """
         total = 0
         for file in self.files:
-            size = listing[file.archive_name].size or 0
+            stored = listing[file.archive_name]
+            size = stored.size or 0
             total += 0 if file.archive_name in kept else size
+            if stored.content_encoding is not None:
+                size *= _DECODED_RATIO
+                total += 0 if file.archive_name in kept else size
             if self.is_unpacked:
                 suffix = "." + file.archive_name.rpartition(".")[2]
                 total += size * _UNPACKED_RATIO.get(suffix, 4)

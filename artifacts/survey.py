@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from artifacts.archive_url import ArchiveUrl
 from artifacts.checksums import Checksums, parse_sha256_lines
+from artifacts.content_encoding import decoded_bytes
 from artifacts.errors import ArchiveError
 from artifacts.plan import usable_files
 from artifacts.retries import RetryLimits, retrying
@@ -58,12 +59,16 @@ class Survey:
         return dict(self._listing)
 
     def describe(self, listed: Iterable[ArchiveFile]) -> dict[str, ArchiveFile]:
-        """Return files, by name, with the sizes and checksums that their listing lacks."""
+        """Return files, by name, with the sizes and checksums that their listing lacks.
+
+        Those of small files are told well enough by the answer that brings their bytes.
+        """
         files = {file.name: file for file in listed}
         unknown = [
             file
             for file in files.values()
-            if not file.size_is_exact and (file.size is None or file.size > _SMALL_BYTES)
+            if (file.stat_tells_more or not file.size_is_exact)
+            and (file.size is None or file.size > _SMALL_BYTES)
         ]
         files.update((file.name, file) for file in self._connections.map(self._stat, unknown))
         unchecked = [name for name, file in files.items() if not file.checksums]
@@ -115,6 +120,7 @@ class Survey:
                     total += len(block)
                     if total > _MAX_CHECKSUM_FILE_BYTES:
                         raise ArchiveError(f"{file.name} is too large for a list of checksums")
-            return b"".join(blocks)
+            encoding = opened.file.content_encoding
+            return decoded_bytes(b"".join(blocks), encoding, file.name, _MAX_CHECKSUM_FILE_BYTES)
 
         return retrying(read, self._retries, self._stopped).decode("utf-8", "replace")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import enum
 import io
 import queue
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.build import Build
+from artifacts.content_encoding import check_content_encoding, decoded
 from artifacts.errors import ArchiveError, ArtifactNotFound, DevserverError
 from artifacts.extract import unpack
 from artifacts.fetch import Fetch
@@ -26,6 +26,7 @@ from artifacts.sources.source import ArchiveFile
 from artifacts.staging import Staging
 from artifacts.tree_writer import UnpackedMember
 from artifacts.unpack_limits import UnpackLimits
+from artifacts.whole_files import kept_file, publish_fetched
 
 _Unpack = Callable[[io.RawIOBase | io.BufferedIOBase, Path], list[UnpackedMember]]
 
@@ -122,7 +123,7 @@ class Task:
             if self.planned.is_unpacked:
                 trees = self._stage_trees(build, staging, fetches, listing, limits)
             else:
-                paths = self._stage_files(build, fetches, listing)
+                paths = self._stage_files(build, fetches, listing, limits)
             for path, target in self.planned.links.items():
                 build.publish_link(path, target)
                 paths.append(path)
@@ -132,6 +133,7 @@ class Task:
                 self._let_go(fetches, fetch)
 
     def _acquire(self, fetches: SharedFetches, file: ArchiveFile) -> Fetch:
+        check_content_encoding(file.content_encoding, file.name)
         fetch = fetches.acquire(file, urgent=self.wish.is_urgent)
         with self._lock:
             self._fetches[fetch] = None
@@ -145,7 +147,11 @@ class Task:
         fetches.release(fetch)
 
     def _stage_files(
-        self, build: Build, fetches: SharedFetches, listing: dict[str, ArchiveFile]
+        self,
+        build: Build,
+        fetches: SharedFetches,
+        listing: dict[str, ArchiveFile],
+        limits: UnpackLimits,
     ) -> list[str]:
         assert self.planned is not None
         ended: queue.SimpleQueue[Fetch] = queue.SimpleQueue()
@@ -156,7 +162,7 @@ class Task:
                 if there[0] != planned.path:
                     build.publish_file(build.directory / there[0], planned.path, there[1])
                 with self._lock:
-                    self._bytes_there += there[1].size
+                    self._bytes_there += (there[1].stored or there[1]).size
             else:
                 under_way[file.name] = planned.path
                 if build.find(planned.path) is not None:
@@ -165,11 +171,7 @@ class Task:
             self._acquire(fetches, listing[name]).when_ended(ended.put)
         for _ in under_way:
             fetch = _next_ended(ended, build)
-            fetched = fetch.wait()
-            staged = StagedFile(fetched.size, fetched.crc32c, archive_name=fetch.name)
-            digest = fetched.sha256
-            sha256 = base64.b64encode(digest).decode("ascii") if digest else None
-            build.publish_file(fetched.path, under_way[fetch.name], staged, sha256)
+            publish_fetched(build, under_way[fetch.name], fetch.name, fetch.wait(), limits)
             self._let_go(fetches, fetch)
         return [planned.path for planned in self.planned.files]
 
@@ -212,9 +214,9 @@ class Task:
                 (directory / top).mkdir(parents=True, exist_ok=True)
                 members: dict[str, StagedFile] | None
                 if isinstance(origin, Path):
-                    members = self._unpack_kept(origin, directory / top, unpack_safely)
+                    members = self._unpack_kept(origin, origin.name, directory / top, unpack_safely)
                 else:
-                    members = self._unpack(origin, directory / top, unpack_safely)
+                    members = self._unpack(origin, directory / top, unpack_safely, limits.max_bytes)
                 if members is None:
                     continue
                 tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
@@ -224,11 +226,13 @@ class Task:
                 staging.throw_away(directory)
 
     def _unpack(
-        self, fetch: Fetch, directory: Path, unpack_safely: _Unpack
+        self, fetch: Fetch, directory: Path, unpack_safely: _Unpack, max_bytes: int
     ) -> dict[str, StagedFile] | None:
         """Unpack while the file arrives; None when it started over, and so must this."""
         try:
             with fetch.open_reader() as reader:
+                if reader.content_encoding is not None:
+                    return self._unpack_encoded(fetch, directory, unpack_safely, max_bytes)
                 try:
                     members = unpack_safely(reader, directory)
                 except ArchiveError as error:
@@ -245,37 +249,30 @@ class Task:
             return None
         return _as_files(members)
 
+    def _unpack_encoded(
+        self, fetch: Fetch, directory: Path, unpack_safely: _Unpack, max_bytes: int
+    ) -> dict[str, StagedFile] | None:
+        """Unpack an archive that is stored compressed as a whole, whatever it is by itself."""
+        fetched = fetch.wait()
+        if fetched.content_encoding is None:
+            return None  # it started over, and was replaced by one that is not
+        with decoded(fetched.path, fetched.content_encoding, fetch.name, max_bytes) as plain:
+            return self._unpack_kept(plain.path, fetch.name, directory, unpack_safely)
+
     def _unpack_kept(
-        self, path: Path, directory: Path, unpack_safely: _Unpack
+        self, path: Path, name: str, directory: Path, unpack_safely: _Unpack
     ) -> dict[str, StagedFile]:
-        """Unpack an archive that is published as it is already."""
+        """Unpack an archive that is there whole; ``name`` is what messages call it."""
         self.state = TaskState.UNPACKING
         with path.open("rb") as reader:
             try:
                 return _as_files(unpack_safely(reader, directory))
             except ArchiveError as error:
-                raise ArchiveError(f"{path.name}: {error.message}") from error
+                raise ArchiveError(f"{name}: {error.message}") from error
 
 
 def _as_files(members: Iterable[UnpackedMember]) -> dict[str, StagedFile]:
     return {m.path: StagedFile(m.size, m.crc32c, m.link) for m in members}
-
-
-def kept_file(build: Build, file: ArchiveFile) -> tuple[str, StagedFile] | None:
-    """Return path and description of an archive's file that is published as it is, still the same.
-
-    None where its size or checksums say that it has changed since.
-    """
-    there = build.file_from(file.name)
-    if there is None or file.size not in {None, there[1].size}:
-        return None
-    checksums = file.checksums
-    if checksums.crc32c is not None:
-        return there if checksums.crc32c == there[1].crc32c else None
-    if checksums.sha256 is not None:
-        encoded = base64.b64encode(checksums.sha256).decode("ascii")
-        return there if encoded == build.sha256_of(there[0]) else None
-    return there
 
 
 def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:

@@ -18,6 +18,7 @@ import requests
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.checksums import Checksums
+from artifacts.content_encoding import content_encoding
 from artifacts.errors import (
     ArchiveError,
     ArchiveFileChanged,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
-_FIELDS = "items(name,size,generation,crc32c,md5Hash),nextPageToken"
+_FIELDS = "items(name,size,generation,crc32c,md5Hash,contentEncoding),nextPageToken"
 _MAX_FILES = 1_000_000
 _ENDPOINT = "https://storage.googleapis.com"
 
@@ -101,6 +102,9 @@ class GoogleStorageSource:
         what = f"{archive_url}/{file.name}"
         path = quote(f"{archive_url.path}/{file.name}", safe="")
         query = "alt=media" + (f"&generation={file.generation}" if file.generation else "")
+        # Google decompresses what it keeps as gzip for whoever does not say this, and then knows
+        # neither ranges nor lengths (https://cloud.google.com/storage/docs/transcoding).
+        headers = {"Accept-Encoding": "gzip"} if file.content_encoding else {}
         with self._errors_in_words(what) as connection:
             url = (
                 f"{connection.endpoint}/download/storage/v1/b/{archive_url.authority}/o/{path}"
@@ -108,7 +112,7 @@ class GoogleStorageSource:
             )
             try:
                 return connection.transport.open_range(
-                    url, what, file, start, stop, {}, _generation
+                    url, what, file, start, stop, headers, _generation
                 )
             except ArchiveFileMissing as error:
                 raise ArchiveFileChanged(
@@ -208,6 +212,7 @@ def _describe(name: str, blob: storage.Blob) -> ArchiveFile:
         generation=None if blob.generation is None else str(blob.generation),
         has_ranges=True,
         checksums=Checksums.from_base64(crc32c=blob.crc32c, md5=blob.md5_hash),
+        content_encoding=content_encoding(blob.content_encoding),
     )
 
 

@@ -22,6 +22,11 @@ class ArchiveFile:
             strong ETag, a modification date); None where the archive gives no such thing.
         has_ranges: whether the archive answers ranges of it.
         checksums: what the bytes have to amount to.
+        content_encoding: what its bytes, which are always read as they are stored, are encoded
+            with, and are not to be when they are published: ``gzip``; None where there is nothing
+            to undo, or only the answer to ``open`` tells.
+        stat_tells_more: whether asking for this file alone tells checksums and encoding, which
+            its listing lacks.
     """
 
     name: str
@@ -30,6 +35,8 @@ class ArchiveFile:
     generation: str | None = None
     has_ranges: bool = False
     checksums: Checksums = field(default_factory=Checksums)
+    content_encoding: str | None = None
+    stat_tells_more: bool = False
 
 
 class OpenedRange(Protocol):
