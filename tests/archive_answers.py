@@ -29,12 +29,16 @@ _INDEX_NAME_CHARACTERS = 50  # Longer names are cut in the text of a link, never
 
 @dataclass(frozen=True)
 class Request:
-    """A request: its path percent-decoded and without query; headers are found in any case."""
+    """A request: its path percent-decoded and without query; headers are found in any case.
+
+    ``target`` is path and query as they came.
+    """
 
     method: str
     path: str
     range_header: str | None
     headers: Message
+    target: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Site:
         if ".." in request.path.split("/"):
             return _refusal(400)
         if fault.redirect is not None:
-            return _refusal(302, Location=fault.redirect)
+            return _refusal(fault.status or 302, Location=fault.redirect)
         if fault.status is None:
             return None
         headers = {}

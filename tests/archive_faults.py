@@ -21,7 +21,7 @@ class Fault:
     # Instead of the file.
     status: int | None = None  # refuse with this status
     retry_after: int | str | None = None  # with ``status``: seconds, or a date
-    redirect: str | None = None  # 302 to this URL
+    redirect: str | None = None  # 302, or ``status``, to this URL
     reset: bool = False  # RST before any answer (with ``hold``: once that is over)
 
     # Another file.

@@ -65,9 +65,10 @@ class ArchiveServer:
         self.bytes_per_second = bytes_per_second
         self._site = Site(root, listing, ranges, validators, head, goog_hash)
         self._faults = FaultBook()
-        self._lock = threading.Lock()  # guards the next three; nothing waits while holding it
+        self._lock = threading.Lock()  # guards the next four; nothing waits while holding it
         self._requests: list[Request] = []
         self._sent: Counter[str] = Counter()
+        self._connection_count = 0
         self._overrides: dict[str, tuple[bytes, str]] = {}
         # Bound but never listening: nobody else gets the port while the archive is down.
         self._reservation: socket.socket | None = None
@@ -96,6 +97,12 @@ class ArchiveServer:
         """All requests so far, in the order of their coming."""
         with self._lock:
             return list(self._requests)
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections have been made so far."""
+        with self._lock:
+            return self._connection_count
 
     def bytes_sent(self, path: str = "*") -> int:
         """Body bytes of 200 and 206 answers to GETs that were handed to the network.
@@ -147,6 +154,10 @@ class ArchiveServer:
             self._requests.append(request)
         return self._faults.take(request.method, request.path, self._site.wanted_bytes(request))
 
+    def note_connection(self) -> None:
+        with self._lock:
+            self._connection_count += 1
+
     def answer(self, request: Request, fault: Fault) -> Answer:
         with self._lock:
             override = self._overrides.get(request.path)
@@ -195,6 +206,7 @@ class _Listener(socketserver.ThreadingTCPServer):
             name="archive-connection",
             daemon=True,
         )
+        self.archive.note_connection()
         with self._lock:
             self._connections[request] = thread
         thread.start()
@@ -222,7 +234,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         archive = self.server.archive
         path = unquote(self.path.partition("?")[0])
-        self._request = Request(self.command, path, self.headers.get("Range"), self.headers)
+        self._request = Request(
+            self.command, path, self.headers.get("Range"), self.headers, self.path
+        )
         self._fault, self._amnesty = archive.note_request(self._request)
         self._pause(archive.latency_seconds)
         if self._fault.reset or self.command == "HEAD":

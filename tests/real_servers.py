@@ -1,19 +1,23 @@
-"""The real servers that tests read archives from: nginx, and Google Storage, emulated."""
+"""The real servers that tests read archives from: nginx; Google Storage and S3, emulated."""
 
 from __future__ import annotations
 
 import grp
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import pytest
+import requests
 from conftest import missing_tool
 
 if TYPE_CHECKING:
@@ -110,12 +114,7 @@ def nginx(
             ]
             raise AssertionError("nginx has ended:\n" + "".join(log.read_text() for log in logs))
     finally:
-        process.terminate()
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
 
 
 def make_certificate(path: Path) -> Path:
@@ -156,6 +155,122 @@ def emulated_google_storage() -> Iterator[storage.Client]:
         client = storage.Client(project="test", credentials=AnonymousCredentials())
         yield client
         client.close()
+
+
+# So that listings have pages, without thousands of objects.
+S3_PAGE_FILES = 10
+_S3_SERVER = """\
+import sys
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+application = DomainDispatcherApplication(create_backend_app)
+make_server("127.0.0.1", 0, application, threaded=True, fd=int(sys.argv[1])).serve_forever()
+"""
+_SIGNATURE = "AWS4-HMAC-SHA256 Credential=key/20200101/us-east-1/s3/aws4_request, Signature=0"
+# What would lead the library to somebody's real account, or make it look for one.
+_S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+_S3_VARIABLES = ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of an emulated S3, written to without the library that the source uses."""
+
+    name: str
+    url: str
+
+    def put(self, key: str, content: bytes, **headers: str) -> None:
+        """Store an object; ``headers`` are spelled with underscores for dashes."""
+        spelled = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._request("PUT", f"/{quote(key)}", content, spelled)
+
+    def put_in_parts(self, key: str, parts: list[bytes]) -> None:
+        """Store an object as large ones are, so that its ETag is none of its bytes' checksums."""
+        path = f"/{quote(key)}"
+        begun = self._request("POST", f"{path}?uploads").text
+        upload = begun.partition("<UploadId>")[2].partition("</UploadId>")[0]
+        listed = ""
+        for number, part in enumerate(parts, 1):
+            query = f"partNumber={number}&uploadId={quote(upload)}"
+            etag = self._request("PUT", f"{path}?{query}", part).headers["ETag"]
+            listed += f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+        body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+        self._request("POST", f"{path}?uploadId={quote(upload)}", body)
+
+    def delete(self, key: str) -> None:
+        self._request("DELETE", f"/{quote(key)}")
+
+    def _request(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> requests.Response:
+        # moto looks whether a request is signed, and not by whom or how.
+        signed = {"Authorization": _SIGNATURE, **(headers or {})}
+        response = requests.request(
+            method, self.url + path, data=body, headers=signed, timeout=_END_SECONDS
+        )
+        response.raise_for_status()
+        return response
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running emulated S3."""
+
+    url: str
+
+    def create_bucket(self, name: str) -> Bucket:
+        bucket = Bucket(name, f"{self.url}/{name}")
+        bucket._request("PUT", "")
+        return bucket
+
+
+@contextmanager
+def emulated_s3(directory: Path) -> Iterator[S3]:
+    """Run moto's server, name it in ``AWS_ENDPOINT_URL``, yield it.
+
+    ``directory`` is where its output goes. No region is set: it has to work without one. Its
+    listings have pages of ``S3_PAGE_FILES``.
+    """
+    if importlib.util.find_spec("moto") is None:
+        missing_tool("moto")
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listener, (directory / "s3-output").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _S3_SERVER, str(listener.fileno())],
+            env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(S3_PAGE_FILES)},
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            for name in _S3_VARIABLES:
+                environment.delenv(name, raising=False)
+            for name, value in {**_S3_ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
+                environment.setenv(name, value)
+            yield S3(url)
+        if process.poll() is not None:
+            raise AssertionError("moto has ended:\n" + (directory / "s3-output").read_text())
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _find_program(name: str) -> str:

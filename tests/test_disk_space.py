@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from archive_server import ArchiveServer
 from conftest import Serve, missing_tool
+from real_servers import emulated_s3
 from running_server import REPOSITORY
 
 from artifacts.commands.sample_build import BUILD, TARGET
@@ -113,6 +115,26 @@ def test_an_archive_of_more_zeros_than_there_is_room_for_is_unpacked_into_holes(
     staged = (small_disk / "board" / "R1-4.0.0" / "autotest" / "image.bin").stat()
     assert staged.st_size == image.size
     assert staged.st_blocks * 512 < 1 << 20
+
+
+def test_a_file_that_decompresses_to_more_than_there_is_room_for_leaves_nothing(
+    serve: Serve, small_disk: Path, tmp_path: Path
+) -> None:
+    with emulated_s3(tmp_path) as s3:
+        bucket = s3.create_bucket("images")
+        packed = gzip.compress(bytes(60_000_000))
+        bucket.put("board/R1-4.0.0/log.txt", packed, Content_Encoding="gzip")
+        bucket.put("board/R1-4.0.0/data", os.urandom(8_000_000), Content_Encoding="gzip")
+        server = serve()
+        url = "s3://images/board/R1-4.0.0"
+        failure = server.get("/stage", archive_url=url, files="log.txt")
+        expected = server.get("/stage", archive_url=url, files="data")
+    assert failure.status_code == 507, failure.text
+    assert "disk is full" in failure.text
+    assert (expected.status_code, "needs 32.0 MB" in expected.text) == (507, True), expected.text
+    assert server.get("/static/board/R1-4.0.0/log.txt").status_code == 404
+    assert not list((small_disk / ".devserver" / "tmp").iterdir())
+    assert server.get("/health").status_code == 200
 
 
 def test_unpacking_keeps_to_its_limits(serve: Serve, archive_directory: Path) -> None:

@@ -14,7 +14,14 @@ from urllib.parse import quote
 
 import pytest
 from archive_server import ArchiveServer
-from real_servers import Nginx, emulated_google_storage, make_certificate, nginx
+from real_servers import (
+    S3,
+    Nginx,
+    emulated_google_storage,
+    emulated_s3,
+    make_certificate,
+    nginx,
+)
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.checksums import Verifier
@@ -117,6 +124,12 @@ def google_storage() -> Iterator[storage.Client]:
 
 
 @pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with emulated_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def archive(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Archive]:
@@ -137,6 +150,8 @@ def _opened(request: pytest.FixtureRequest, directory: Path) -> Iterator[Archive
     with ExitStack() as servers:
         if request.param == "gs":
             archive = _gs(request.getfixturevalue("google_storage"), servers)
+        elif request.param == "s3":
+            archive = _s3(request.getfixturevalue("s3"), servers)
         else:
             archive = ON_DISK[request.param](directory, servers)
         for name, content in FILES.items():
@@ -221,6 +236,18 @@ def _gs(client: storage.Client, servers: ExitStack) -> Archive:
     )
 
 
+def _s3(server: S3, servers: ExitStack) -> Archive:
+    bucket = server.create_bucket(f"archive-{next(_numbers)}")
+    bucket.put(f"{NEIGHBOUR}/neighbour", b"")
+    source, url = _connect(servers, f"s3://{bucket.name}")
+    return Archive(
+        source,
+        url,
+        lambda name, content: bucket.put(f"{BUILD}/{name}", content),
+        lambda name: bucket.delete(f"{BUILD}/{name}"),
+    )
+
+
 _numbers = count(1)
 ON_DISK = {
     "file": _file,
@@ -232,7 +259,7 @@ ON_DISK = {
     "nginx_uploaded": _nginx_uploaded,
     "nginx_https": _nginx_https,
 }
-KINDS = [*ON_DISK, "gs"]
+KINDS = [*ON_DISK, "gs", "s3"]
 
 
 def every_archive(**but: str) -> pytest.MarkDecorator:

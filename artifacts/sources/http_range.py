@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import http.client
 import re
 import ssl
 import termios
@@ -59,6 +60,9 @@ class HttpRange:
             block = _read_block(self._response.raw, max_bytes)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._explain(error) from error
+        if not block and self.stop is not None:
+            # Not every connection notices by itself.
+            raise self._explain(http.client.IncompleteRead(b"", self.stop - self._position))
         self._position += len(block)
         return block
 

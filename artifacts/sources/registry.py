@@ -8,6 +8,7 @@ from artifacts.sources.bare_session import BareSession
 from artifacts.sources.file import FileSource
 from artifacts.sources.gs import GoogleStorageSource
 from artifacts.sources.http import HttpSource
+from artifacts.sources.s3 import S3Source
 from artifacts.sources.source import Source
 from artifacts.sources.transport import Timeouts, Transport
 
@@ -22,6 +23,7 @@ class Sources:
             "gs": GoogleStorageSource(timeouts, max_connections),
             "http": http,
             "https": http,
+            "s3": S3Source(timeouts, max_connections),
         }
 
     def source_of(self, archive_url: ArchiveUrl) -> Source:

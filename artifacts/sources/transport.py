@@ -1,6 +1,6 @@
 """Asking over HTTP: redirects that stay on the allow list, statuses and failures in words.
 
-What the sources ``http`` and ``gs`` have in common.
+What the sources ``http`` and ``gs``, and in part ``s3``, have in common.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from artifacts.sources.http_range import HttpRange, describe_response, let_go, o
 from artifacts.sources.source import ArchiveFile
 
 MISSING = frozenset({404, 410})
-_TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
+TRANSIENT_STATUSES = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 _MAX_RETRY_AFTER_SECONDS = 24 * 3600
@@ -164,7 +164,7 @@ class Transport:
 def _status_error(response: requests.Response, what: str, url: str) -> ArchiveError:
     status = response.status_code
     answered = f"{host_of(url)} answered {status} {response.reason or ''}".rstrip()
-    if status in _TRANSIENT_STATUSES:
+    if status in TRANSIENT_STATUSES:
         return TransientArchiveError(
             f"cannot read {what}: {answered}",
             retry_after_seconds=retry_after_seconds(response.headers),
