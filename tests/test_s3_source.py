@@ -30,6 +30,7 @@ from artifacts.errors import (
 )
 from artifacts.sources import s3 as s3_source
 from artifacts.sources.registry import Sources
+from artifacts.sources.s3 import told_checksums
 from artifacts.sources.source import ArchiveFile, Source
 from artifacts.sources.transport import Timeouts
 
@@ -296,6 +297,40 @@ def test_an_etag_that_is_no_md5_is_not_taken_for_one(
     assert file.checksums == Checksums()
     with source.open(url, file) as opened:
         assert opened.file.checksums == Checksums()
+
+
+MD5 = "0123456789abcdef0123456789abcdef"
+TOLD: dict[str, tuple[dict[str, str], Checksums]] = {
+    "nothing": ({}, Checksums()),
+    "an MD5": ({"ETag": f'"{MD5}"'}, Checksums(md5=bytes.fromhex(MD5))),
+    "an MD5, encrypted by S3": (
+        {"ETag": f'"{MD5}"', "x-amz-server-side-encryption": "AES256"},
+        Checksums(md5=bytes.fromhex(MD5)),
+    ),
+    "encrypted with the customer's key": (
+        {"ETag": f'"{MD5}"', "x-amz-server-side-encryption-customer-algorithm": "AES256"},
+        Checksums(),
+    ),
+    "a weak ETag": ({"ETag": f'W/"{MD5}"'}, Checksums()),
+    "something else": ({"ETag": f'"{MD5}0"'}, Checksums()),
+    "of an object": (
+        {"x-amz-checksum-crc32c": "AAAAAQ==", "x-amz-checksum-type": "FULL_OBJECT"},
+        Checksums(crc32c=1),
+    ),
+    "of an object, and no type": ({"x-amz-checksum-crc32c": "AAAAAQ=="}, Checksums(crc32c=1)),
+    "of parts": (
+        {"x-amz-checksum-crc32c": "AAAAAQ==", "x-amz-checksum-type": "COMPOSITE"},
+        Checksums(),
+    ),
+    "of parts, by its form": ({"x-amz-checksum-crc32c": "AAAAAQ==-2"}, Checksums()),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_only_what_is_a_checksum_of_all_bytes_counts(case: str) -> None:
+    headers, checksums = TOLD[case]
+    assert told_checksums(headers, is_whole=True) == checksums
+    assert told_checksums(headers, is_whole=False) == Checksums(md5=checksums.md5)
 
 
 def test_what_was_uploaded_in_parts_is_known_by_its_etag_all_the_same(

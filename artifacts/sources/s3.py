@@ -35,7 +35,7 @@ from artifacts.sources.transport import TRANSIENT_STATUSES, Timeouts, retry_afte
 
 _MAX_FILES = 1_000_000
 # What S3 says with a status that others use for what does not pass.
-_TRANSIENT_CODES = frozenset({"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling"})
+_TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling"})
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -248,13 +248,13 @@ def _described(file: ArchiveFile, headers: Mapping[str, str], *, is_whole: bool)
     """Return ``file`` with what only the heads of answers tell: checksums and encoding."""
     return replace(
         file,
-        checksums=file.checksums.joined(_checksums(headers, is_whole=is_whole)),
+        checksums=file.checksums.joined(told_checksums(headers, is_whole=is_whole)),
         content_encoding=content_encoding(headers.get("Content-Encoding")),
     )
 
 
-def _checksums(headers: Mapping[str, str], *, is_whole: bool) -> Checksums:
-    """Read the checksums off an answer's head.
+def told_checksums(headers: Mapping[str, str], *, is_whole: bool) -> Checksums:
+    """Read the checksums of a file off an answer's head; ``is_whole``: not that of a range.
 
     A CRC32C may be that of the parts' checksums, or of the part that a range consists of. An ETag
     is an MD5 only of what was uploaded in one part, and is neither encrypted with a key of the
