@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _BLOCK_BYTES = 2**18
-_MAX_BLOCKS = 16
+_MAX_BLOCKS = 8
 
 
 class ReadAhead(io.RawIOBase):
-    """The bytes of a stream, read up to some MiB ahead of who reads this.
+    """The bytes of a stream, read up to two MiB ahead of who reads this.
 
     What the stream raises is raised here, where its bytes would have been. Closing waits for the
     read that is under way.
