@@ -49,7 +49,9 @@ class Attempt:
         self.descriptor = os.open(self.path, flags, 0o644)
         self.size = file.size if file.size_is_exact else None
         self.present = Intervals()
-        self._next_offset = 0
+        self._taken = Intervals()  # what connections have been given to read
+        # Where readers wait, and how many at each place, in the order of their coming.
+        self._wanted: dict[int, int] = {}
         self._written_out_bytes = 0
         self._is_writing_out = False
         self._taken_whole = False
@@ -72,7 +74,7 @@ class Attempt:
         return self.size is not None and self.present.total >= self.size
 
     def take_piece(self, connections: int, *, is_alone: bool) -> Piece | None:
-        """Return the next piece in order, or None when all are taken.
+        """Return the piece that a reader waits for, else the next in order; None: all are taken.
 
         ``is_alone``: one connection, out of ``connections`` that may be used, is enough so far.
         """
@@ -82,27 +84,61 @@ class Attempt:
             self._taken_whole = True
             return Piece(0, self.size)
         assert self.size is not None
-        if self._taken_whole or self._next_offset >= self.size:
+        if self._taken_whole:
             return None
         if self._piece_bytes is None:
             # As many rounds as pieces of the usual size would need, all of them full.
             rounds = -(-self.size // (connections * _USUAL_PIECE_BYTES))
             self._piece_bytes = max(_MIN_PIECE_BYTES, -(-self.size // (connections * rounds)))
+        if piece := self.take_wanted_piece():
+            return piece
         # The first piece is small all the same: it shows how fast the archive is.
-        is_large = is_alone and self._next_offset > 0
-        stop = self._next_offset + (_LONE_PIECE_BYTES if is_large else self._piece_bytes)
-        piece = Piece(self._next_offset, min(stop, self.size))
-        self._next_offset = stop
-        return piece
+        is_large = is_alone and self._taken.total > 0
+        return self._take(0, _LONE_PIECE_BYTES if is_large else self._piece_bytes)
+
+    def take_wanted_piece(self) -> Piece | None:
+        """Return the piece that has been waited for the longest and nobody reads yet, if any."""
+        for position in self._wanted:
+            if self._is_free(position):
+                return self._take(position, self._piece_bytes or _MIN_PIECE_BYTES)
+        return None
+
+    def _take(self, position: int, max_bytes: int) -> Piece | None:
+        """Return a piece of what is free, at ``position`` or behind it."""
+        assert self.size is not None
+        start, stop = self._taken.gap_from(position, self.size)
+        stop = min(stop, start + max_bytes)
+        self._taken.add(start, stop)
+        return Piece(start, stop) if start < stop else None
+
+    def _is_free(self, position: int) -> bool:
+        return (
+            self.can_be_split
+            and not self._taken_whole
+            and position < (self.size or 0)
+            and self._taken.end_from(position) == position
+        )
+
+    def want(self, position: int) -> bool:
+        """Note that a reader waits at ``position``; return whether a new connection is called for.
+
+        To be followed by ``unwant`` when it does not wait any more.
+        """
+        self._wanted[position] = self._wanted.get(position, 0) + 1
+        # The piece that is next in order anyway is taken by a connection as soon as it is free.
+        return self._is_free(position) and position != self._taken.end_from(0)
+
+    def unwant(self, position: int) -> None:
+        self._wanted[position] -= 1
+        if not self._wanted[position]:
+            del self._wanted[position]
 
     @property
     def pieces_left(self) -> int:
         """How many pieces are not taken yet, by the smallest that they may be."""
         if not self.can_be_split or self._taken_whole or self.size is None:
             return 0
-        return max(
-            0, -(-(self.size - self._next_offset) // (self._piece_bytes or _MIN_PIECE_BYTES))
-        )
+        return -(-(self.size - self._taken.total) // (self._piece_bytes or _MIN_PIECE_BYTES))
 
     def begin_writeback(self) -> bool:
         """Whether to call ``write_out`` now, for which the attempt has got another user."""

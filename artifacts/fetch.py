@@ -1,14 +1,20 @@
 """Fetch: one file on its way from an archive to disk.
 
-A Fetch is filled by several connections at once, each reading a *piece* (a few MiB of consecutive
-bytes), in order. All bytes of one *attempt* come from one generation of the object: when the
-archive's file turns out to be another by now, or the finished bytes do not have their checksum, the
-attempt is abandoned, with its temporary file, and a new one begins. A piece that fails or stalls is
-tried again by itself, from where it got to.
+A Fetch is filled by several connections at once, each reading a *piece*: a few MiB of consecutive
+bytes. Pieces are taken in order, but for those that a reader waits for and that no connection reads
+yet: these come first, and a connection is added for them if the fetch may have one more. A reader
+that waits no longer has no say any more. No byte is in two pieces.
 
-Readers (`GrowingFile`) follow an attempt while it grows, each at its own pace. They block until
-their bytes have come, get the last 64 KiB only once the whole file is verified, and are cut with
-`FetchRestarted` or the fetch's own error when there will be no more bytes.
+All bytes of one *attempt* come from one generation of the object: when the archive's file turns out
+to be another by now, or the finished bytes do not have their checksum, the attempt is abandoned,
+with its temporary file, and a new one begins. A piece that fails or stalls is tried again by
+itself, from where it got to.
+
+Readers (`GrowingFile`) follow an attempt while it grows, each at its own pace and from wherever it
+likes. They block until their bytes have come, and are cut with `FetchRestarted` or the fetch's own
+error when there will be no more bytes. They get the last 64 KiB only once the whole file is
+verified, so that nobody takes wrong bytes for a whole file; but for those who promise not to let
+out what they make of it before they have asked `wait`.
 
 Verification happens on the connections' own threads, in order: the block that continues what is
 verified so far is hashed while it is still in the processor's cache; what came out of order is read
@@ -23,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from artifacts.archive_url import ArchiveUrl
@@ -165,13 +172,21 @@ class Fetch:
                 return
         callback(self)
 
-    def open_reader(self) -> GrowingFile:
-        """Return a reader of the bytes from the start; blocks until there is a file to read."""
+    def open_reader(self, *, withheld_bytes: int = WITHHELD_BYTES) -> GrowingFile:
+        """Return a reader of the bytes from the start; blocks until there is a file to read.
+
+        ``withheld_bytes``: so many at the end come only when all is verified.
+        """
         with self._changed:
             while True:
                 self._raise_failure()
-                if self._attempt is not None and not self._attempt.abandoned:
-                    return GrowingFile(self._attempt, self.wait_for_bytes)
+                attempt = self._attempt
+                if attempt is not None and not attempt.abandoned:
+                    return GrowingFile(
+                        attempt,
+                        partial(self.wait_for_bytes, attempt, withheld_bytes=withheld_bytes),
+                        partial(self.wait_for_size, attempt),
+                    )
                 self._changed.wait()
 
     @property
@@ -195,28 +210,57 @@ class Fetch:
 
     # --- for readers
 
-    def wait_for_bytes(self, attempt: Attempt, position: int) -> int:
+    def wait_for_bytes(
+        self, attempt: Attempt, position: int, withheld_bytes: int = WITHHELD_BYTES
+    ) -> int:
         """Block until bytes at ``position`` may be read; return up to where, 0 at the end.
+
+        What nobody reads from the archive yet is read next, if the archive has ranges.
 
         Raises:
             FetchRestarted: the attempt was abandoned.
             DevserverError: the fetch failed.
         """
         with self._changed:
+            if (stop := self._readable_from(attempt, position, withheld_bytes)) is not None:
+                return stop
+            if attempt.want(position):
+                self._add_wanted_connection()
+            try:
+                while stop is None:
+                    self._changed.wait()
+                    stop = self._readable_from(attempt, position, withheld_bytes)
+                return stop
+            finally:
+                attempt.unwant(position)
+
+    def wait_for_size(self, attempt: Attempt) -> int:
+        """Block until the size of the whole is known; return it. Raises as ``wait_for_bytes``."""
+        with self._changed:
             while True:
-                self._raise_failure()
-                if attempt.verified and attempt.size is not None:
-                    return attempt.size if position < attempt.size else 0
-                if attempt.abandoned:
-                    raise FetchRestarted
-                stop = attempt.present.end_from(position)
-                if attempt.size is None:
-                    stop -= WITHHELD_BYTES
-                else:
-                    stop = min(stop, max(0, attempt.size - WITHHELD_BYTES))
-                if stop > position:
-                    return stop
+                self._raise_if_cut(attempt)
+                if attempt.size is not None:
+                    return attempt.size
                 self._changed.wait()
+
+    def _readable_from(self, attempt: Attempt, position: int, withheld_bytes: int) -> int | None:
+        """Return up to where bytes at ``position`` may be read by now; 0 at the end, None: wait."""
+        self._raise_if_cut(attempt)
+        if attempt.verified:
+            withheld_bytes = 0
+        stop = attempt.present.end_from(position)
+        if attempt.size is None:
+            stop -= withheld_bytes
+        elif position >= attempt.size and not withheld_bytes:
+            return 0
+        else:
+            stop = min(stop, attempt.size - withheld_bytes)
+        return stop if stop > position else None
+
+    def _raise_if_cut(self, attempt: Attempt) -> None:
+        self._raise_failure()
+        if attempt.abandoned and not attempt.verified:
+            raise FetchRestarted
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -228,9 +272,9 @@ class Fetch:
 
     # --- on the connections' threads
 
-    def _run_connection(self) -> None:
+    def _run_connection(self, *, takes_wanted_only: bool = False) -> None:
         try:
-            while (taken := self._take_piece()) is not None:
+            while (taken := self._take_piece(takes_wanted_only)) is not None:
                 attempt, piece = taken
                 try:
                     self._fill(attempt, piece)
@@ -238,6 +282,8 @@ class Fetch:
                     self._start_over(attempt, error)
                 finally:
                     self._leave(attempt)
+                # The others leave an abandoned attempt: it may be for this one to begin the next.
+                takes_wanted_only = takes_wanted_only and not attempt.abandoned
         except DevserverError as error:
             self._fail(error)
         except OSError as error:
@@ -249,7 +295,7 @@ class Fetch:
             with self._changed:
                 self._open_connections -= 1
 
-    def _take_piece(self) -> tuple[Attempt, Piece] | None:
+    def _take_piece(self, wanted_only: bool) -> tuple[Attempt, Piece] | None:
         """Return the next piece of work; None when there is none for this connection."""
         with self._changed:
             if self._stopped.is_set():
@@ -259,9 +305,12 @@ class Fetch:
                 self._changed.notify_all()
             if self._attempt.abandoned:
                 return None
-            piece = self._attempt.take_piece(
-                self._limits.connections, is_alone=self._wanted_connections == 1
-            )
+            if wanted_only:
+                piece = self._attempt.take_wanted_piece()
+            else:
+                piece = self._attempt.take_piece(
+                    self._limits.connections, is_alone=self._wanted_connections == 1
+                )
             if piece is None:
                 return None
             self._attempt.users += 1
@@ -278,6 +327,13 @@ class Fetch:
         for _ in range(wanted):
             self._open_connections += 1
             self._connections.submit(self._run_connection, urgent=self._urgent)
+
+    def _add_wanted_connection(self) -> None:
+        """Have a piece that a reader waits for read at once, however long the others take."""
+        if self._open_connections < self._limits.connections:
+            run = partial(self._run_connection, takes_wanted_only=True)
+            self._connections.submit(run, urgent=self._urgent)
+            self._open_connections += 1
 
     def _fill(self, attempt: Attempt, piece: Piece) -> None:
         while True:

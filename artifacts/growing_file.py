@@ -14,13 +14,25 @@ class FetchRestarted(Exception):
 
 
 class GrowingFile(io.RawIOBase):
-    """Reads an attempt from its start while it grows; blocks until bytes have come."""
+    """Reads an attempt while it grows, from anywhere; blocks until bytes have come."""
 
-    def __init__(self, attempt: Attempt, wait_for_bytes: Callable[[Attempt, int], int]) -> None:
-        """``wait_for_bytes`` blocks until bytes at an offset may be read; see Fetch."""
+    def __init__(
+        self,
+        attempt: Attempt,
+        wait_for_bytes: Callable[[int], int],
+        wait_for_size: Callable[[], int],
+    ) -> None:
+        """Open the file of ``attempt``.
+
+        Args:
+            wait_for_bytes: blocks until bytes at an offset may be read, and returns up to where;
+                0 at the end.
+            wait_for_size: blocks until the size of the whole is known, and returns it.
+        """
         super().__init__()
         self._attempt = attempt
         self._wait_for_bytes = wait_for_bytes
+        self._wait_for_size = wait_for_size
         try:
             self._descriptor = os.open(attempt.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -35,7 +47,7 @@ class GrowingFile(io.RawIOBase):
     @property
     def content_encoding(self) -> str | None:
         """As in `ArchiveFile`; blocks, and fails, as reading the first byte does."""
-        self._wait_for_bytes(self._attempt, self._position)
+        self._wait_for_bytes(self._position)
         return self._attempt.file.content_encoding
 
     def readable(self) -> bool:
@@ -43,13 +55,30 @@ class GrowingFile(io.RawIOBase):
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        stop = self._wait_for_bytes(self._attempt, self._position)
+        stop = self._wait_for_bytes(self._position)
         count = min(len(view), stop - self._position)
         if count <= 0:
             return 0
         count = os.preadv(self._descriptor, [view[:count]], self._position)
         self._position += count
         return count
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As io.RawIOBase; from the end, it blocks until the size is known."""
+        if whence == os.SEEK_CUR:
+            offset += self._position
+        elif whence == os.SEEK_END:
+            offset += self._wait_for_size()
+        if offset < 0:
+            raise ValueError(f"there is no position {offset} in a file")
+        self._position = offset
+        return offset
 
     def __enter__(self) -> GrowingFile:
         return self

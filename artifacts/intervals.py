@@ -30,3 +30,12 @@ class Intervals:
         """Return the offset up to which everything from ``offset`` on is in the set."""
         index = bisect_right(self._starts, offset) - 1
         return max(offset, self._stops[index]) if index >= 0 else offset
+
+    def gap_from(self, offset: int, stop: int) -> tuple[int, int]:
+        """Return the first range that is not in the set, between ``offset`` and ``stop``.
+
+        Where there is none, it is the empty one at ``stop``.
+        """
+        start = min(self.end_from(offset), stop)
+        index = bisect_left(self._starts, start)
+        return start, min(stop, self._starts[index]) if index < len(self._starts) else stop

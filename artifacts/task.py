@@ -230,7 +230,8 @@ class Task:
     ) -> dict[str, StagedFile] | None:
         """Unpack while the file arrives; None when it started over, and so must this."""
         try:
-            with fetch.open_reader() as reader:
+            # What is unpacked is published only when the whole is verified.
+            with fetch.open_reader(withheld_bytes=0) as reader:
                 if reader.content_encoding is not None:
                     return self._unpack_encoded(fetch, directory, unpack_safely, max_bytes)
                 try:

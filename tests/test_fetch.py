@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import re
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -12,19 +14,25 @@ from pathlib import Path
 import google_crc32c
 import pytest
 from archive_server import ArchiveServer, Fault
+from hypothesis import given
+from hypothesis import strategies as st
 
 from artifacts.archive_url import AllowList, ArchiveUrl
+from artifacts.attempt import Attempt
 from artifacts.errors import ArchiveError, Busy
 from artifacts.fetch import WITHHELD_BYTES, Fetch, FetchLimits
 from artifacts.growing_file import FetchRestarted
 from artifacts.retries import RetryLimits
 from artifacts.sources.bare_session import BareSession
 from artifacts.sources.http import HttpSource
+from artifacts.sources.source import ArchiveFile
 from artifacts.sources.transport import Timeouts, Transport
 from artifacts.workers import Workers
 
 FILE = "/t/b/payload"
 SIZE = 30_000_000
+MIB = 2**20
+FIRST = 4 * MIB  # of what a connection is asked for, where up to eight may share the file
 
 MakeFetch = Callable[..., Fetch]
 
@@ -39,8 +47,11 @@ def content(tmp_path: Path) -> bytes:
 
 
 @pytest.fixture
-def archive(tmp_path: Path, content: bytes) -> Iterator[ArchiveServer]:
-    with ArchiveServer(tmp_path / "archive", goog_hash=True) as server:
+def archive(
+    tmp_path: Path, content: bytes, request: pytest.FixtureRequest
+) -> Iterator[ArchiveServer]:
+    options = getattr(request, "param", {})
+    with ArchiveServer(tmp_path / "archive", goog_hash=True, **options) as server:
         yield server
 
 
@@ -53,13 +64,15 @@ def temporary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_fetch(archive: ArchiveServer, temporary: Path) -> Iterator[MakeFetch]:
-    session = BareSession(16)
-    source = HttpSource(Transport(session, Timeouts(2, 1), AllowList([archive.url])))
+    sources = []
     workers, writeback = Workers("connection", 16), Workers("writeback", 2)
     url = ArchiveUrl.parse(f"{archive.url}/t/b")
     made = []
 
-    def make(connections: int = 8, tries: int = 3) -> Fetch:
+    def make(connections: int = 8, tries: int = 3, stall_seconds: float = 1) -> Fetch:
+        timeouts, allowed = Timeouts(2, stall_seconds), AllowList([archive.url])
+        source = HttpSource(Transport(BareSession(16), timeouts, allowed))
+        sources.append(source)
         limits = FetchLimits(connections, RetryLimits(tries, 0.01))
         file = source.stat(url, "payload")
         made.append(Fetch(source, url, file, temporary, workers, writeback, limits))
@@ -70,7 +83,41 @@ def make_fetch(archive: ArchiveServer, temporary: Path) -> Iterator[MakeFetch]:
         fetch.discard()
     assert workers.close(timeout_seconds=10)
     assert writeback.close(timeout_seconds=10)
-    source.close()
+    for source in sources:
+        source.close()
+
+
+@pytest.fixture
+def _fast_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is, the archive counts as one that needs one connection only."""
+    monkeypatch.setattr("artifacts.fetch._SLOW_ANSWER_SECONDS", 60)
+    monkeypatch.setattr("artifacts.fetch._SLOW_BYTES_PER_SECOND", 0)
+
+
+@pytest.fixture
+def reader_waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a reader has begun to wait for bytes."""
+    event, want = threading.Event(), Attempt.want
+
+    def tell_and_want(attempt: Attempt, position: int) -> bool:
+        event.set()
+        return want(attempt, position)
+
+    monkeypatch.setattr(Attempt, "want", tell_and_want)
+    return event
+
+
+def ranges_asked_for(archive: ArchiveServer) -> list[tuple[int, int]]:
+    """What the archive was asked for so far, in that order, as offsets of start and stop."""
+    gets = [r.range_header for r in archive.requests if r.method == "GET"]
+    matches = [re.fullmatch(r"bytes=(\d+)-(\d+)", header or "bytes=0-0") for header in gets]
+    return [(int(match[1]), int(match[2]) + 1) for match in matches if match]
+
+
+def read_last(fetch: Fetch, count: int, **more: int) -> bytes:
+    with fetch.open_reader(**more) as reader:
+        reader.seek(-count, io.SEEK_END)
+        return reader.readall()
 
 
 def read_all(fetch: Fetch) -> bytes:
@@ -203,3 +250,189 @@ def test_memory_does_not_grow_with_the_file(
     finally:
         tracemalloc.stop()
     assert peak_bytes < 60_000_000
+
+
+# --- readers that begin elsewhere than at the start
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_a_range_that_a_reader_waits_for_comes_though_earlier_bytes_have_not(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    archive.misbehave(FILE, Fault(stall_after=1000), times=1)
+    fetch = make_fetch(stall_seconds=30)
+    fetch.start()
+    with fetch.open_reader(withheld_bytes=0) as reader:
+        assert reader.read(1000) == content[:1000]
+        reader.seek(-100_000, io.SEEK_END)
+        assert reader.readall() == content[-100_000:]
+    assert fetch.bytes_done == 101_000
+    assert ranges_asked_for(archive)[:2] == [(0, FIRST), (SIZE - 100_000, SIZE)]
+
+    archive.behave()
+    assert read_all(fetch) == content
+    # The connection that was added for the reader left the rest to the one that was there.
+    assert ranges_asked_for(archive)[-1] == (FIRST, SIZE - 100_000)
+    assert archive.bytes_sent(FILE) == SIZE
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_where_no_connection_can_be_added_the_wanted_range_is_the_next(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes, reader_waits: threading.Event
+) -> None:
+    hold = threading.Event()
+    archive.misbehave(FILE, Fault(hold=hold), times=1)
+    fetch = make_fetch(connections=1)
+    fetch.start()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_last, fetch, 100_000, withheld_bytes=0)
+        assert reader_waits.wait(10)
+        hold.set()
+        assert reading.result(60) == content[-100_000:]
+    assert read_all(fetch) == content
+    middle, last = SIZE // 4, SIZE - 100_000
+    assert ranges_asked_for(archive) == [(0, middle), (last, SIZE), (middle, last)]
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_a_reader_that_follows_in_order_adds_no_connection(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    fetch = make_fetch()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_all, fetch)
+        fetch.start()
+        assert reading.result(60) == content
+    assert ranges_asked_for(archive) == [(0, FIRST), (FIRST, SIZE)]
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_a_reader_may_go_anywhere_at_any_time(make_fetch: MakeFetch, content: bytes) -> None:
+    fetch = make_fetch()
+    fetch.start()
+    with fetch.open_reader() as reader:
+        for position in (20_000_000, 5, SIZE - 1, 12_345_678, 0):
+            assert reader.seek(position) == position
+            data = reader.read(1000)
+            assert data and content.startswith(data, position)
+            assert reader.tell() == position + len(data)
+        assert reader.seek(-1, io.SEEK_CUR) == len(data) - 1
+        assert reader.seek(0, io.SEEK_END) == SIZE
+        assert reader.read(1) == b""
+        reader.seek(SIZE + 5)
+        assert reader.read(1) == b""
+        with pytest.raises(ValueError, match="-1"):
+            reader.seek(-SIZE - 1, io.SEEK_END)
+
+
+@pytest.mark.parametrize("archive", [{"ranges": False}], indirect=True)
+def test_without_ranges_a_reader_waits_until_its_turn_has_come(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    fetch = make_fetch()
+    fetch.start()
+    assert read_last(fetch, 100, withheld_bytes=0) == content[-100:]
+    assert read_last(fetch, 100) == content[-100:]
+    assert len(ranges_asked_for(archive)) == 1
+    assert archive.bytes_sent(FILE) == SIZE
+
+
+def test_the_end_is_waited_for_where_the_archive_does_not_say_how_long_the_file_is(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    archive.misbehave(FILE, Fault(chunked=True, head_too=True))
+    fetch = make_fetch()
+    fetch.start()
+    assert read_last(fetch, 100, withheld_bytes=0) == content[-100:]
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_the_connection_added_for_a_reader_may_find_that_the_file_has_changed(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
+    new = bytes(SIZE - 1000)
+    archive.misbehave(FILE, Fault(stall_after=1000), times=1)
+    archive.misbehave(FILE, Fault(replace_with=new), times=1)
+    fetch = make_fetch()
+    fetch.start()
+    with fetch.open_reader(withheld_bytes=0) as reader:
+        assert reader.read(1000)
+        reader.seek(-100, io.SEEK_END)
+        with pytest.raises(FetchRestarted):
+            reader.read(1)
+    assert read_last(fetch, 100, withheld_bytes=0) == new[-100:]
+    assert fetch.wait().crc32c == google_crc32c.value(new)
+
+
+@pytest.mark.parametrize("withheld_bytes", [0, WITHHELD_BYTES])
+def test_a_reader_anywhere_is_cut_when_the_fetch_fails(
+    make_fetch: MakeFetch,
+    archive: ArchiveServer,
+    reader_waits: threading.Event,
+    withheld_bytes: int,
+) -> None:
+    archive.misbehave(FILE, Fault(hold=threading.Event()))
+    fetch = make_fetch()
+    fetch.start()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_last, fetch, 100, withheld_bytes=withheld_bytes)
+        assert reader_waits.wait(10)
+        fetch.cancel()
+        with pytest.raises(Busy):
+            reading.result(10)
+
+
+def attempt_of(directory: Path, size: int) -> Attempt:
+    file = ArchiveFile("f", size, size_is_exact=True, generation="1", has_ranges=True)
+    return Attempt(file, directory)
+
+
+def test_a_reader_that_waits_no_longer_has_no_say(temporary: Path) -> None:
+    attempt = attempt_of(temporary, SIZE)
+    attempt.take_piece(8, is_alone=False)
+    assert attempt.want(20_000_000)
+    assert attempt.want(20_000_000)
+    assert attempt.want(10_000_000)
+    attempt.unwant(20_000_000)
+    attempt.unwant(10_000_000)
+    piece = attempt.take_piece(8, is_alone=False)
+    assert piece is not None and piece.position == 20_000_000
+    attempt.unwant(20_000_000)
+    piece = attempt.take_piece(8, is_alone=False)
+    assert piece is not None and piece.position == FIRST
+
+
+@given(
+    wanted=st.lists(st.integers(0, 200 * MIB), max_size=12),
+    is_alone=st.booleans(),
+    data=st.data(),
+)
+def test_whatever_readers_wait_for_each_byte_is_in_one_piece(
+    tmp_path_factory: pytest.TempPathFactory, wanted: list[int], is_alone: bool, data: st.DataObject
+) -> None:
+    attempt = attempt_of(tmp_path_factory.getbasetemp(), 200 * MIB - 1)
+    taken: list[tuple[int, int]] = []
+    for position in [*wanted, None]:
+        free = position is not None and position < 200 * MIB - 1
+        free = free and not any(start <= position < stop for start, stop in taken)
+        if position is not None:
+            attempt.want(position)
+        for _ in range(data.draw(st.integers(0, 2)) if position is not None else 1000):
+            if (piece := attempt.take_piece(8, is_alone=is_alone)) is None:
+                break
+            assert piece.stop is not None
+            if free:
+                assert piece.position == position
+                free = False
+            taken.append((piece.position, piece.stop))
+        if position is not None:
+            attempt.unwant(position)
+    assert attempt.pieces_left == 0
+    end = 0
+    for start, stop in sorted(taken):
+        assert start == end
+        end = stop
+    assert end == 200 * MIB - 1
+    attempt.abandoned = True
+    attempt.close_if_unused()
+    attempt.path.unlink()

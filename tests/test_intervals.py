@@ -59,6 +59,16 @@ def test_the_end_is_that_of_the_offsets_there_without_a_gap(
     assert intervals_of(ranges).end_from(offset) == end
 
 
+@given(ranges=RANGES, offset=OFFSETS, size=OFFSETS)
+def test_a_gap_is_the_first_run_of_offsets_that_are_not_there(
+    ranges: list[tuple[int, int]], offset: int, size: int
+) -> None:
+    there, stop = offsets_of(ranges), offset + size
+    start = next((o for o in range(offset, stop) if o not in there), stop)
+    end = next((o for o in range(start, stop) if o in there), stop)
+    assert intervals_of(ranges).gap_from(offset, stop) == (start, end)
+
+
 @given(ranges=RANGES, data=st.data())
 def test_the_order_does_not_matter(ranges: list[tuple[int, int]], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(ranges))
