@@ -36,7 +36,7 @@ MAX_XZ_MEMORY_BYTES = 2**28  # xz -9 needs a quarter of it
 MAX_ZSTD_WINDOW_LOG = 27  # what zstd(1) unpacks unless it is told otherwise
 
 
-class _Decompressor(Protocol):
+class Decompressor(Protocol):
     """What bz2 and lzma call their decompressors' methods; one decompressor reads one member."""
 
     @property
@@ -48,9 +48,9 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-class _GzipDecompressor:
-    def __init__(self) -> None:
-        self._inflate = isal_zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+class _Inflate:
+    def __init__(self, wbits: int) -> None:
+        self._inflate = isal_zlib.decompressobj(wbits=wbits)
         self.needs_input = True
 
     @property
@@ -68,11 +68,21 @@ class _GzipDecompressor:
         return output
 
 
-def _xz_decompressor() -> _Decompressor:
+def open_deflate() -> Decompressor:
+    """Return what decompresses bare deflate, without a header of gzip's or zlib's."""
+    return _Inflate(-zlib.MAX_WBITS)
+
+
+def _gzip_decompressor() -> Decompressor:
+    return _Inflate(16 + zlib.MAX_WBITS)
+
+
+def _xz_decompressor() -> Decompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_XZ_MEMORY_BYTES)
 
 
-def _zstd_decompressor() -> _Decompressor:
+def open_zstd() -> Decompressor:
+    """Return what decompresses one frame of zstd."""
     parameter = zstd.DecompressionParameter.window_log_max
     return zstd.ZstdDecompressor(options={parameter: MAX_ZSTD_WINDOW_LOG})
 
@@ -81,23 +91,23 @@ def _zstd_decompressor() -> _Decompressor:
 class _Compression:
     name: str
     magics: tuple[bytes, ...]  # any of which a member begins with
-    open: Callable[[], _Decompressor]
+    open: Callable[[], Decompressor]
 
 
 _COMPRESSIONS = (
-    _Compression("gz", (b"\x1f\x8b\x08",), _GzipDecompressor),
+    _Compression("gz", (b"\x1f\x8b\x08",), _gzip_decompressor),
     _Compression("bz2", (b"BZh",), bz2.BZ2Decompressor),
     _Compression("xz", (b"\xfd7zXZ\x00",), _xz_decompressor),
     # A frame may be one to be skipped (RFC 8878, section 3.1.2); parallel zstd begins with such.
     _Compression(
         "zst",
         (b"\x28\xb5\x2f\xfd", *(bytes([low]) + b"\x2a\x4d\x18" for low in range(0x50, 0x60))),
-        _zstd_decompressor,
+        open_zstd,
     ),
 )
 _MAGIC_BYTES = max(len(magic) for compression in _COMPRESSIONS for magic in compression.magics)
-# OSError: bz2's bad data.
-_ERRORS = (
+# What decompressors raise on bad data; bz2's is OSError.
+DECOMPRESSION_ERRORS = (
     zlib.error,
     cast(type[Exception], isal_zlib.error),
     lzma.LZMAError,
@@ -118,10 +128,7 @@ def decompressed(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.RawIOB
         reader: blocking, read from where it stands, and not closed. What it reads is waited for
             in the end.
     """
-    head = b""
-    while len(head) < _MAGIC_BYTES and (more := reader.read(_MAGIC_BYTES - len(head))):
-        head += more
-    whole = _Rejoined(head, reader)
+    head, whole = peek(reader, _MAGIC_BYTES)
     compression = next((c for c in _COMPRESSIONS if head.startswith(c.magics)), None)
     if compression is None:
         yield whole
@@ -131,6 +138,14 @@ def decompressed(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.RawIOB
     else:
         with ReadAhead(_Decompressed(whole, compression)) as ahead:
             yield ahead
+
+
+def peek(reader: io.RawIOBase | io.BufferedIOBase, count: int) -> tuple[bytes, io.RawIOBase]:
+    """Return the first ``count`` bytes, or what there is of them; and all, to be read once."""
+    head = b""
+    while len(head) < count and (more := reader.read(count - len(head))):
+        head += more
+    return head, _Rejoined(head, reader)
 
 
 class _Rejoined(io.RawIOBase):
@@ -162,7 +177,7 @@ class _Decompressed(io.RawIOBase):
         self._reader = reader
         self._compression = compression
         self._input = b""  # read ahead and not used yet
-        self._decompressor: _Decompressor | None = compression.open()
+        self._decompressor: Decompressor | None = compression.open()
 
     def readable(self) -> bool:
         return True
@@ -188,7 +203,7 @@ class _Decompressed(io.RawIOBase):
                     raise ArchiveError("the archive ends early: its compressed data is cut off")
             try:
                 output = self._decompressor.decompress(data, max_bytes)
-            except _ERRORS as error:
+            except DECOMPRESSION_ERRORS as error:
                 raise ArchiveError(f"the archive is damaged: {error}") from error
             if output:
                 return output

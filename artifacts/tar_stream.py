@@ -50,7 +50,7 @@ class TarMember(tarfile.TarInfo):
             if error is stream.failure:
                 raise
             if start == 0 and isinstance(error, tarfile.InvalidHeaderError):  # type: ignore[attr-defined]
-                raise ArchiveError("not a tar archive") from error
+                raise _no_archive() from error
             raise _damaged(start, str(error)) from error
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -137,7 +137,7 @@ class TarStream:
             raise _damaged(start, f"a member's headers take over {MAX_HEADER_BYTES:,} bytes")
         data = self.take(size)
         if len(data) < size:
-            raise ArchiveError("not a tar archive") if start == 0 else self._ends_early()
+            raise _no_archive() if start == 0 else self._ends_early()
         return data
 
     def check_pax_records(self, size: int, *, are_global: bool) -> None:
@@ -170,6 +170,10 @@ def _check_pax_records(data: bytes, start: int) -> None:
         if not _MANY_DIGITS.search(data):
             return
     raise _damaged(start + position, "a bad pax header")
+
+
+def _no_archive() -> ArchiveError:
+    return ArchiveError("neither a tar archive, compressed or not, nor a zip archive")
 
 
 def _damaged(position: int, problem: str) -> ArchiveError:

@@ -21,8 +21,8 @@ class UnpackUsage:
         self._members = 0
         self._bytes = 0
 
-    def add_member(self) -> None:
-        self._members += 1
+    def add_members(self, count: int) -> None:
+        self._members += count
         if self._members > self._limits.max_members:
             raise ArchiveError(f"the archive has over {self._limits.max_members:,} members")
 

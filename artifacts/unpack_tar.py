@@ -39,7 +39,7 @@ def unpack_tar(
 
 
 def _count(member: TarMember, usage: UnpackUsage) -> None:
-    usage.add_member()
+    usage.add_members(1)
     # A sparse file may be the larger of the two in the archive or on disk.
     size = member.size if member.isreg() else 0
     usage.add_bytes(max(size, member.stored_bytes - tarfile.BLOCKSIZE + 1))

@@ -58,6 +58,14 @@ def build_url(archive: ArchiveServer) -> str:
     return f"{archive.url}/{TARGET}/{BUILD}"
 
 
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """An empty directory to unpack into, the only thing in the one around it."""
+    tree = tmp_path / "outside" / "tree"
+    tree.mkdir(parents=True)
+    return tree
+
+
 def missing_tool(what: str) -> None:
     """Skip a test for want of a tool: loudly here, and as a failure where tools are required."""
     message = f"{what} is not installed: this is NOT tested"

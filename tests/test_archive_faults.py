@@ -260,7 +260,7 @@ def test_empty_files_are_staged_and_empty_archives_refused(
     if name == "stateful":
         assert (status, server.file(f"{NAME}/stateful.tgz")) == (200, b"")
     else:
-        assert (status, "not a tar" in text) == (502, True), text
+        assert (status, "neither a tar" in text) == (502, True), text
 
 
 @pytest.mark.parametrize("damage", ["no archive at all", "ends early", "flipped on the way"])

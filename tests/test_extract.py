@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import math
 import os
-import stat
 import subprocess
 import sys
 import tarfile
@@ -16,86 +14,37 @@ import tempfile
 import threading
 import time
 import tracemalloc
-import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unpacking import (
+    COMPRESSIONS,
+    MIB,
+    Compress,
+    Edit,
+    Member,
+    Stream,
+    assert_nothing_was_written_outside,
+    assert_refused,
+    directory,
+    edited,
+    edits,
+    hard_link,
+    member,
+    mode_of,
+    symbolic_link,
+    tar_of,
+    unpack_into,
+    unpack_or_refuse,
+    unpacked,
+)
 
 from artifacts.decompress import zstd
 from artifacts.errors import ArchiveError, DevserverError, TransientArchiveError
-from artifacts.extract import unpack
 from artifacts.tree_writer import UnpackedMember
-from artifacts.unpack_limits import UnpackLimits
-
-MIB = 2**20
-Member = tuple[tarfile.TarInfo, bytes]
-Compress = Callable[[bytes], bytes]
-Edit = tuple[list[tuple[int, int]], int | None]  # bytes to flip, length to cut to
-
-COMPRESSIONS: dict[str, Compress] = {
-    "plain": bytes,
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zst": zstd.compress,
-}
-
-
-class Stream(io.RawIOBase):
-    """Bytes as they come from a network: a few at a time, once, and perhaps with an accident."""
-
-    def __init__(
-        self, data: bytes, *, piece_bytes: int = 7001, failure: Exception | None = None
-    ) -> None:
-        self._data = io.BytesIO(data)
-        self._piece_bytes = piece_bytes
-        self._failure = failure
-        self.bytes_read = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: self._piece_bytes]
-        count = self._data.readinto(view)
-        self.bytes_read += count
-        if count == 0 and self._failure is not None:
-            raise self._failure
-        return count
-
-
-def member(name: str, data: bytes = b"", **fields: Any) -> Member:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, data
-
-
-def directory(name: str, **fields: Any) -> Member:
-    return member(name, type=tarfile.DIRTYPE, **fields)
-
-
-def symbolic_link(name: str, target: str, **fields: Any) -> Member:
-    return member(name, type=tarfile.SYMTYPE, linkname=target, **fields)
-
-
-def hard_link(name: str, target: str) -> Member:
-    return member(name, type=tarfile.LNKTYPE, linkname=target)
-
-
-def tar_of(*members: Member, format: int = tarfile.PAX_FORMAT) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w", format=format) as tar:
-        for info, data in members:
-            tar.addfile(info, io.BytesIO(data))
-    return archive.getvalue()
 
 
 def raw_header(
@@ -131,46 +80,6 @@ def pax_header(records: bytes, kind: bytes = b"x") -> bytes:
 
 
 END = bytes(1024)
-
-
-def unpack_into(
-    tree: Path,
-    archive: bytes | io.RawIOBase | io.BufferedIOBase,
-    *,
-    wanted: Callable[[str], bool] = lambda path: True,
-    **limits: int,
-) -> list[UnpackedMember]:
-    reader = Stream(archive) if isinstance(archive, bytes) else archive
-    return unpack(reader, tree, wanted=wanted, limits=UnpackLimits(**limits))
-
-
-def unpacked(path: str, data: bytes) -> UnpackedMember:
-    return UnpackedMember(path, len(data), google_crc32c.value(data), None)
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.lstat().st_mode)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    tree = tmp_path / "outside" / "tree"
-    tree.mkdir(parents=True)
-    return tree
-
-
-def assert_nothing_was_written_outside(tree: Path) -> None:
-    assert list(tree.parent.iterdir()) == [tree]
-    for path in tree.rglob("*"):
-        assert path.resolve().is_relative_to(tree.resolve()), f"{path} leads out"
-
-
-def assert_refused(tree: Path, archive: bytes, words: str, **more: Any) -> ArchiveError:
-    with pytest.raises(ArchiveError, match=words) as refusal:
-        unpack_into(tree, archive, **more)
-    assert "\n" not in str(refusal.value)
-    assert_nothing_was_written_outside(tree)
-    return refusal.value
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS.keys())
@@ -493,13 +402,6 @@ def test_special_files_are_refused(tree: Path, kind: bytes) -> None:
     assert_refused(tree, raw_header(kind=kind) + END, "'name' is a device, a FIFO or another")
 
 
-def zip_of(name: str) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(name, b"data")
-    return archive.getvalue()
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -508,13 +410,12 @@ def zip_of(name: str) -> bytes:
         b"short",
         b"<!DOCTYPE html><title>Sign in</title>" * 100,
         bytes(range(1, 256)) * 10,
-        zip_of("file") * 10,
     ],
-    ids=["nothing", "one byte", "short", "html", "noise", "zip"],
+    ids=["nothing", "one byte", "short", "html", "noise"],
 )
 @pytest.mark.parametrize("compress", COMPRESSIONS.values(), ids=COMPRESSIONS.keys())
-def test_what_is_no_tar_archive_is_called_so(tree: Path, data: bytes, compress: Compress) -> None:
-    assert_refused(tree, compress(data), "^not a tar archive$")
+def test_what_is_no_archive_is_called_so(tree: Path, data: bytes, compress: Compress) -> None:
+    assert_refused(tree, compress(data), "^neither a tar archive, .* nor a zip archive$")
     assert list(tree.iterdir()) == []
 
 
@@ -788,36 +689,6 @@ SAMPLE = tar_of(
 )
 with tempfile.TemporaryDirectory() as sample_tree:
     SAMPLE_MEMBERS = unpack_into(Path(sample_tree), SAMPLE)
-
-edits = st.tuples(
-    st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), max_size=3),
-    st.none() | st.integers(0, 2**20),
-)
-
-
-def edited(archive: bytes, edit: Edit) -> bytes:
-    flips, length = edit
-    damaged = bytearray(archive)
-    for position, bits in flips:
-        damaged[position % len(archive)] ^= bits
-    return bytes(damaged if length is None else damaged[: length % len(archive)])
-
-
-def unpack_or_refuse(archive: bytes) -> list[UnpackedMember] | None:
-    with tempfile.TemporaryDirectory() as outside:
-        tree = Path(outside).resolve() / "tree"
-        tree.mkdir()
-        try:
-            members = unpack_into(tree, archive, max_bytes=MIB)
-        except ArchiveError:
-            members = None
-        assert_nothing_was_written_outside(tree)
-        for found in members or []:
-            if found.link is not None:
-                assert os.readlink(tree / found.path) == found.link
-            else:
-                assert unpacked(found.path, (tree / found.path).read_bytes()) == found
-        return members
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
