@@ -33,7 +33,7 @@ _MIN_HOLE_BYTES = 2**16
 _ROOM_CHECK_BYTES = 2**24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnpackedMember:
     path: str  # below the directory, POSIX, no leading or trailing slash
     size: int  # bytes (0 for symbolic links)

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import NamedTuple
 
 from artifacts.errors import ArchiveError
@@ -150,9 +149,8 @@ class ZipDirectory:
 
     def __iter__(self) -> Iterator[ZipEntry]:
         in_order = sorted(range(len(self._offsets)), key=self._offsets.__getitem__)
-        for index, following in pairwise([*in_order, None]):
-            assert index is not None
-            stop = self._start if following is None else self._offsets[following]
+        stops = [*(self._offsets[index] for index in in_order[1:]), self._start]
+        for index, stop in zip(in_order, stops, strict=False):
             yield self._entry(self._positions[index], stop)
 
     def _entry(self, position: int, stop: int) -> ZipEntry:

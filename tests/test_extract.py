@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -390,6 +391,30 @@ def test_a_hard_link_to_anything_but_an_earlier_file_is_refused(tree: Path, targ
         member("later"),
     )
     assert_refused(tree, archive, "which is not another file unpacked before it")
+
+
+@pytest.mark.parametrize("target", ["link/file", "d/../d/file", "other/file"])
+def test_a_hard_link_through_links_is_refused(tree: Path, target: str) -> None:
+    archive = tar_of(
+        member("d/file", b"1"),
+        symbolic_link("link", "d"),
+        symbolic_link("other", "link"),
+        hard_link("hard", target),
+    )
+    assert_refused(tree, archive, "which is not another file unpacked before it")
+
+
+@pytest.mark.parametrize("names", [("a", "A"), ("naïve", unicodedata.normalize("NFD", "naïve"))])
+def test_names_that_differ_by_case_or_unicode_form_are_two_or_refused(
+    tree: Path, names: tuple[str, str]
+) -> None:
+    archive = tar_of(*(member(name, name.encode()) for name in names))
+    try:
+        members = unpack_into(tree, archive)
+    except ArchiveError as error:
+        assert "File exists" in str(error)  # where the filesystem takes them for one
+    else:
+        assert members == [unpacked(name, name.encode()) for name in names]
 
 
 def test_a_hard_link_to_an_unwanted_file_is_refused(tree: Path) -> None:
