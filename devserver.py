@@ -30,6 +30,7 @@ from artifacts.commands.status import status_command
 from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file, read_suite_controls
 from artifacts.disk import DirectoryLock
+from artifacts.equipment import Equipment
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
@@ -56,7 +57,7 @@ from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
-from downloader import DownloaderCache, Equipment
+from downloader import DownloaderCache
 
 __version__ = "0.1.0"
 

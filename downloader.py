@@ -15,65 +15,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from artifacts.archive_url import ArchiveUrl, BuildName
-from artifacts.build import Asked, Build
-from artifacts.catalog import Catalog
-from artifacts.errors import (
-    BuildNotFound,
-    Busy,
-    Conflict,
-    DevserverError,
-    storage_error,
-)
-from artifacts.fetch import Fetch, FetchLimits
+from artifacts.build import Build
+from artifacts.equipment import Equipment
+from artifacts.errors import BuildNotFound, Busy, Conflict, DevserverError, in_words
+from artifacts.fetch import Fetch
 from artifacts.lock_dictionary import LockDictionary
-from artifacts.manifest import Failure, Item, ItemState
-from artifacts.patterns import is_glob
-from artifacts.plan import Plan, PlannedItem, make_plan
+from artifacts.manifest import Failure, Item
+from artifacts.planning import Planner
 from artifacts.recent_failures import RecentFailures
 from artifacts.shared_fetches import SharedFetches
-from artifacts.sources.registry import Sources
 from artifacts.sources.source import ArchiveFile
-from artifacts.space import Reservation
-from artifacts.staging import Staging
+from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.survey import Survey
-from artifacts.task import (
-    Task,
-    TaskState,
-    Wish,
-    all_ended,
-    first_failure,
-    resolve,
-    settled_task,
-)
-from artifacts.unpack_limits import UnpackLimits
-from artifacts.whole_files import kept_file
-from artifacts.workers import Workers
+from artifacts.task import Task, TaskState, Wish, first_failure, resolve, settled_task
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Equipment:
-    """What all downloaders of a server share.
-
-    Attributes:
-        connections: threads that read from archives; their limit is that of parallel connections.
-        writeback: threads that wait for the disk while more comes.
-        threads: those that plan, unpack and publish.
-    """
-
-    staging: Staging
-    sources: Sources
-    catalog: Catalog
-    connections: Workers
-    writeback: Workers
-    threads: Workers
-    fetch_limits: FetchLimits
-    unpack_limits: UnpackLimits
 
 
 class Downloader:
@@ -100,21 +59,23 @@ class Downloader:
         self._equipment = equipment
         self._source = equipment.sources.source_of(archive_url)
         self._stopped = threading.Event()
-        self._survey = Survey(
+        self._failures = failures
+        survey = Survey(
             self._source,
             archive_url,
             equipment.connections,
             equipment.fetch_limits.retries,
             self._stopped,
         )
-        self._failures = failures
+        self._planner = Planner(
+            archive_url, build, survey, equipment, failures, self._begin, self._finish
+        )
         self._on_idle = on_idle
         self._fetches = SharedFetches(self._make_fetch)
         # Guards the tasks and the count; never held while waiting for anything.
         self._lock = threading.RLock()
         self._tasks: dict[Item, Task] = {}
         self._unfinished = 0
-        self._listing: dict[str, ArchiveFile] = {}
 
     # --- asking
 
@@ -148,7 +109,7 @@ class Downloader:
             self._begin(task)
         if fresh:
             try:
-                self._equipment.threads.submit(lambda: self._plan(fresh))
+                self._equipment.threads.submit(lambda: self._planner.plan(fresh))
             except Busy as error:
                 for task in fresh:
                     self._finish(task, error)
@@ -195,62 +156,20 @@ class Downloader:
 
     # --- on the downloader's threads
 
-    def _plan(self, tasks: list[Task]) -> None:
-        """List the archive, decide what to fetch, and begin."""
-        reservation: Reservation | None = None
-        try:
-            listing = self._survey.list()
-            plan = make_plan(
-                {task.item: task.wish.may_be_absent for task in tasks},
-                listing,
-                self._equipment.catalog,
-                self.build.name,
-            )
-            listing = {name: listing[name] for name in plan.archive_names}
-            # What comes later is described later: it must not hold up what is urgent.
-            at_once = [plan.items[t.item] for t in tasks if t.item in plan.items and not t.gate]
-            listing.update(self._describe(at_once, listing))
-            reservation = self._reserve(plan, listing, tasks)
-            states = {item: ItemState.ASKED for item in plan.items}
-            states.update(dict.fromkeys(plan.absent, ItemState.ABSENT))
-            self.build.begin(self.archive_url, states)
-        except Exception as error:
-            if reservation is not None:
-                reservation.release()
-            failure = self._as_failure(error, "planning")
-            _log.warning("%s cannot be staged: %s", self.archive_url, failure.message)
-            if not isinstance(failure, Busy):
-                items = [task.item for task in tasks]
-                self._failures.remember(self.archive_url, items, Failure.of(failure))
-            for task in tasks:
-                self._finish(task, failure, is_recorded=True)
+    def _begin(self, task: Task) -> None:
+        """Begin a planned task: now, or once its gate opens."""
+        # Somebody may promote the task at any moment, and take its gate away.
+        gate = task.gate
+        if gate is None:
+            self._submit(task)
             return
-        ended = all_ended([task.future for task in tasks])
-        ended.add_done_callback(lambda _: reservation.release())
-        _log.info("%s: staging %s", self.archive_url, ", ".join(i.name for i in plan.items))
-        with self._lock:
-            self._listing.update(listing)
-            for task in tasks:
-                task.planned = plan.items.get(task.item)
-                task.is_described = task.planned in at_once
-        for task in tasks:
-            resolve(task.accepted, None)
-            # Somebody may promote the task at any moment, and take its gate away.
-            gate = task.gate
-            if task.planned is None:
-                self._finish(task)
-            elif gate is not None:
-                self._begin_after_gate(task, gate)
-            else:
-                self._begin(task)
 
-    def _begin_after_gate(self, task: Task, gate: Future[None]) -> None:
         def opened(gate: Future[None]) -> None:
             error = gate.exception()
             if error is None:
-                self._begin(task)
+                self._submit(task)
             elif isinstance(error, DevserverError) and self._is_first(task):
-                self._finish(task, error, is_recorded=True)
+                self._finish(task, error, True)
 
         gate.add_done_callback(opened)
 
@@ -260,7 +179,7 @@ class Downloader:
             was_begun, task.is_begun = task.is_begun, True
             return not was_begun
 
-    def _begin(self, task: Task) -> None:
+    def _submit(self, task: Task) -> None:
         if not self._is_first(task):
             return
         try:
@@ -270,25 +189,20 @@ class Downloader:
 
     def _run(self, task: Task) -> None:
         try:
-            if not task.is_described and task.planned is not None:
-                described = self._describe([task.planned], self._listing)
-                with self._lock:
-                    self._listing.update(described)
-                task.sizes = {name: file.size for name, file in described.items()}
             task.run(
                 self.build,
                 self._equipment.staging,
                 self._fetches,
-                self._listing,
+                self._planner.files_of(task),
                 self._equipment.unpack_limits,
             )
         except Exception as error:
-            self._finish(task, self._as_failure(error, f"staging {task.item.name}"))
+            self._finish(task, in_words(error, f"staging {task.item.name}", str(self.build.name)))
         else:
             self._finish(task)
 
     def _finish(
-        self, task: Task, error: DevserverError | None = None, *, is_recorded: bool = False
+        self, task: Task, error: DevserverError | None = None, is_recorded: bool = False
     ) -> None:
         task.error = error
         task.state = TaskState.STAGED if error is None else TaskState.FAILED
@@ -319,31 +233,6 @@ class Downloader:
             _log.exception("recording the failure of %s", self.build.name)
             self._failures.remember(self.archive_url, [item], failure)
 
-    def _as_failure(self, error: Exception, doing: str) -> DevserverError:
-        if isinstance(error, DevserverError):
-            return error
-        if isinstance(error, OSError):
-            return storage_error(error, str(self.build.name))
-        _log.error("%s of %s failed", doing, self.archive_url, exc_info=error)
-        return DevserverError(f"{doing} failed: {type(error).__name__}; the server's log says more")
-
-    def _describe(
-        self, items: Iterable[PlannedItem], listing: Mapping[str, ArchiveFile]
-    ) -> dict[str, ArchiveFile]:
-        return self._survey.describe(listing[f.archive_name] for i in items for f in i.files)
-
-    def _reserve(
-        self, plan: Plan, listing: Mapping[str, ArchiveFile], tasks: list[Task]
-    ) -> Reservation:
-        for task in tasks:
-            if planned := plan.items.get(task.item):
-                task.sizes = {f.archive_name: listing[f.archive_name].size for f in planned.files}
-        kept = {name for name, file in listing.items() if kept_file(self.build, file)}
-        needed = sum(planned.needed_bytes(listing, kept) for planned in plan.items.values())
-        return self._equipment.staging.space.reserve(
-            needed, str(self.build.name), lambda: sum(task.bytes_done for task in tasks)
-        )
-
     def _make_fetch(self, file: ArchiveFile) -> Fetch:
         return Fetch(
             self._source,
@@ -354,30 +243,6 @@ class Downloader:
             self._equipment.writeback,
             self._equipment.fetch_limits,
         )
-
-
-def matters_to_all(item: Item, failure: Failure, asked: Asked | None, catalog: Catalog) -> bool:
-    """Whether a failure to plan an item is one of the build, or only of who asked for the item.
-
-    That a staged build does not have something that somebody tried is of no concern to others.
-    """
-    if asked is None or not asked.has_staged or failure.status != 404:
-        return True
-    artifact = catalog.artifacts.get(item.name) if item.is_artifact else None
-    return artifact is not None and artifact.required
-
-
-def is_settled(build: Build, archive_url: ArchiveUrl, item: Item, wish: Wish) -> bool:
-    """Whether nothing is left to do for an item, by the build's manifest."""
-    asked = build.asked
-    if asked is None or asked.archive_url != str(archive_url):
-        return False
-    record = build.state_of(item)
-    if record is None:
-        return False
-    if record.state is ItemState.STAGED:
-        return True
-    return record.state is ItemState.ABSENT and wish.may_be_absent
 
 
 class DownloaderCache:
@@ -449,7 +314,7 @@ class DownloaderCache:
             if downloader is not None:
                 return downloader.settled
             build.check_trees()
-            asked = _asked_of(build, archive_url)
+            asked = asked_of(build, archive_url)
             failures = [
                 failure
                 for item, failure in self._failures.of(archive_url).items()
@@ -480,21 +345,16 @@ class DownloaderCache:
         build = self._staging.build(archive_url.name)
         self._staging.check_archive(build, archive_url)
         failures = self._failures.of(archive_url)
-        is_ours = _asked_of(build, archive_url) is not None
         downloader = self._find(archive_url)
         answer = True
         for item in items:
             if failure := failures.get(item):
                 raise failure.error()
             # Looked at before the record: what ends meanwhile has recorded how.
-            is_tried_again = downloader is not None and downloader.is_under_way(item)
-            record = build.state_of(item) if is_ours else None
-            if record is not None and record.failure and not is_tried_again:
-                raise record.failure.error()
-            answer = answer and (
-                (record is not None and record.state is ItemState.STAGED)
-                or (not item.is_artifact and _is_there(build, item.name))
-            )
+            if downloader is not None and downloader.is_under_way(item):
+                answer = False
+                continue
+            answer = is_staged(build, archive_url, item) and answer
         return answer
 
     def drop(self, name: BuildName) -> None:
@@ -615,15 +475,3 @@ class DownloaderCache:
             is_urgent=artifact is None or artifact.when != "background",
             may_be_absent=artifact is not None and not artifact.required,
         )
-
-
-def _asked_of(build: Build, archive_url: ArchiveUrl) -> Asked | None:
-    """Return where a build stands, if it is of this archive."""
-    asked = build.asked
-    return asked if asked and asked.archive_url == str(archive_url) else None
-
-
-def _is_there(build: Build, name: str) -> bool:
-    """Whether a file, named without wildcards, is there as it is in the archive."""
-    found = build.find(name)
-    return not is_glob(name) and found is not None and found.archive_name == name

@@ -6,7 +6,10 @@ Messages are one line, in the words of the person who has to fix it.
 from __future__ import annotations
 
 import errno
+import logging
 import unicodedata
+
+_log = logging.getLogger(__name__)
 
 
 def one_line(text: str) -> str:
@@ -120,3 +123,13 @@ def storage_error(error: OSError, what: str) -> DevserverError:
         return InsufficientStorage(f"the disk is full: no room left to write {what}")
     reason = error.strerror or str(error)
     return DevserverError(f"cannot write {what}: {reason}", code="storage_error")
+
+
+def in_words(error: Exception, doing: str, what: str) -> DevserverError:
+    """Return ``error``, which came while ``doing`` something with ``what``, as one of ours."""
+    if isinstance(error, DevserverError):
+        return error
+    if isinstance(error, OSError):
+        return storage_error(error, what)
+    _log.error("%s of %s failed", doing, what, exc_info=error)
+    return DevserverError(f"{doing} failed: {type(error).__name__}; the server's log says more")

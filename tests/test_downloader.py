@@ -17,6 +17,7 @@ from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.build import Build
 from artifacts.catalog import Catalog
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
+from artifacts.equipment import Equipment
 from artifacts.errors import (
     BuildNotFound,
     Busy,
@@ -32,7 +33,7 @@ from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
-from downloader import DownloaderCache, Equipment
+from downloader import DownloaderCache
 
 NAME = f"{TARGET}/{BUILD}"
 SECONDS = 60
