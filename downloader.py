@@ -31,6 +31,7 @@ from artifacts.sources.source import ArchiveFile
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.survey import Survey
 from artifacts.task import Task, TaskState, Wish, first_failure, resolve, settled_task
+from artifacts.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
@@ -72,10 +73,7 @@ class Downloader:
         )
         self._on_idle = on_idle
         self._fetches = SharedFetches(self._make_fetch)
-        # Guards the tasks and the count; never held while waiting for anything.
-        self._lock = threading.RLock()
-        self._tasks: dict[Item, Task] = {}
-        self._unfinished = 0
+        self._tasks = Tasks()
 
     # --- asking
 
@@ -84,48 +82,28 @@ class Downloader:
 
         Items that are not urgent begin once the urgent ones of the same call have succeeded.
         """
-        tasks: dict[Item, Task] = {}
-        fresh: list[Task] = []
-        promoted: list[Task] = []
         gate: Future[None] = Future()
-        with self._lock:
-            for item, wish in wishes.items():
-                task = self._tasks.get(item)
-                if task is None or (task.error is not None and task.future.done()):
-                    if is_settled(self.build, self.archive_url, item, wish):
-                        tasks[item] = settled_task(item, wish)
-                        continue
-                    task = Task(item, wish, None if wish.is_urgent else gate)
-                    self._tasks[item] = task
-                    self._unfinished += 1
-                    fresh.append(task)
-                elif wish.is_urgent and task.gate is not None:
-                    task.wish, task.gate = wish, None
-                    if task.planned is not None:
-                        promoted.append(task)
-                tasks[item] = task
+        joined = self._tasks.join(wishes, gate, self._is_settled)
         self._failures.forget(self.archive_url, wishes)
-        for task in promoted:
+        for task in joined.promoted:
             self._begin(task)
-        if fresh:
+        if joined.fresh:
             try:
-                self._equipment.threads.submit(lambda: self._planner.plan(fresh))
+                self._equipment.threads.submit(lambda: self._planner.plan(joined.fresh))
             except Busy as error:
-                for task in fresh:
+                for task in joined.fresh:
                     self._finish(task, error)
-        urgent = [tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
+        urgent = [joined.tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
         first_failure(urgent).add_done_callback(lambda done: resolve(gate, done.exception()))
-        return tasks
+        return joined.tasks
 
     @property
     def has_failed(self) -> bool:
-        with self._lock:
-            return any(task.error for task in self._tasks.values())
+        return bool(self._tasks.failed)
 
     @property
     def is_busy(self) -> bool:
-        with self._lock:
-            return self._unfinished > 0
+        return self._tasks.are_under_way
 
     def is_under_way(self, item: Item) -> bool:
         with self._lock:
@@ -134,21 +112,20 @@ class Downloader:
 
     def progress(self) -> dict[Item, dict[str, Any]]:
         """Return the state of what is under way, or was a moment ago, by item."""
-        with self._lock:
-            tasks = list(self._tasks.values())
-        return {task.item: task.to_json() for task in tasks}
+        return {task.item: task.to_json() for task in self._tasks.all}
 
     def cancel(self) -> None:
         """Fail what is under way with Busy; it stays asked for."""
         self._stopped.set()
         self._fetches.cancel_all()
 
+    def _is_settled(self, item: Item, wish: Wish) -> bool:
+        return is_settled(self.build, self.archive_url, item, wish)
+
     def _overall_failure(self) -> DevserverError | None:
-        with self._lock:
-            failed = [task for task in self._tasks.values() if task.error]
         asked = self.build.asked
         catalog = self._equipment.catalog
-        for task in failed:
+        for task in self._tasks.failed:
             assert task.error is not None
             if matters_to_all(task.item, Failure.of(task.error), asked, catalog):
                 return task.error
@@ -168,19 +145,13 @@ class Downloader:
             error = gate.exception()
             if error is None:
                 self._submit(task)
-            elif isinstance(error, DevserverError) and self._is_first(task):
+            elif isinstance(error, DevserverError) and task.claim():
                 self._finish(task, error, True)
 
         gate.add_done_callback(opened)
 
-    def _is_first(self, task: Task) -> bool:
-        """Whether nobody has begun the task before."""
-        with self._lock:
-            was_begun, task.is_begun = task.is_begun, True
-            return not was_begun
-
     def _submit(self, task: Task) -> None:
-        if not self._is_first(task):
+        if not task.claim():
             return
         try:
             self._equipment.threads.submit(lambda: self._run(task), urgent=task.gate is None)
@@ -211,9 +182,7 @@ class Downloader:
             self._record_failure(task.item, Failure.of(error))
         if error is None and task.planned is not None:
             _log.info("%s: %s is staged", self.archive_url, task.item.name)
-        with self._lock:
-            self._unfinished -= 1
-            is_idle = self._unfinished == 0
+        is_idle = self._tasks.note_end()
         if not task.accepted.done():
             resolve(task.accepted, error)
         is_released = False

@@ -59,13 +59,19 @@ class Task:
         self.accepted: Future[None] = Future()  # ends when it is planned, or cannot be
         self.state = TaskState.WAITING
         self.error: DevserverError | None = None
-        self.is_begun = False
         self.is_described = False
         self.planned: PlannedItem | None = None
         self.sizes: dict[str, int | None] = {}
-        self._lock = threading.Lock()  # guards the fetches
+        self._lock = threading.Lock()  # guards the claim and the fetches
+        self._is_claimed = False
         self._fetches: dict[Fetch, None] = {}  # in the order in which they were acquired
         self._bytes_there = 0
+
+    def claim(self) -> bool:
+        """Whether the caller is the first, who may begin or end it."""
+        with self._lock:
+            was_claimed, self._is_claimed = self._is_claimed, True
+            return not was_claimed
 
     # --- what it is doing
 
