@@ -14,15 +14,19 @@ class SharedFetches:
 
     def __init__(self, make_fetch: Callable[[ArchiveFile], Fetch]) -> None:
         self._make_fetch = make_fetch
-        self._lock = threading.Lock()  # guards the dictionary
+        self._lock = threading.Lock()  # guards the two below
         self._users: dict[str, tuple[Fetch, int]] = {}
+        self._is_cancelled = False
 
     def acquire(self, file: ArchiveFile, *, urgent: bool) -> Fetch:
         """Return the fetch of ``file``, started; to be released by the caller."""
         with self._lock:
             fetch, users = self._users.get(file.name) or (self._make_fetch(file), 0)
             self._users[file.name] = (fetch, users + 1)
+            is_cancelled = self._is_cancelled
         fetch.start(urgent=urgent)
+        if is_cancelled:
+            fetch.cancel()
         return fetch
 
     def release(self, fetch: Fetch) -> None:
@@ -35,7 +39,9 @@ class SharedFetches:
         fetch.discard()
 
     def cancel_all(self) -> None:
+        """Cancel all fetches: those there are, and those that are yet to come."""
         with self._lock:
+            self._is_cancelled = True
             fetches = [fetch for fetch, _ in self._users.values()]
         for fetch in fetches:
             fetch.cancel()
