@@ -55,6 +55,7 @@ from artifacts.serving.waiting import Wait
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
+from artifacts.timers import Timers
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 from downloader import DownloaderCache
@@ -66,6 +67,8 @@ _log = logging.getLogger("devserver")
 # Threads that plan, unpack and publish. They mostly wait for bytes.
 _STAGING_THREADS = 128
 _WRITEBACK_THREADS = 4
+# Threads that look whether files have been uploaded. An archive that hangs holds up no others.
+_UPLOAD_WATCH_THREADS = 32
 _MIN_FREE_BYTES_TO_BE_READY = 64 << 20
 
 
@@ -78,7 +81,14 @@ class Lab:
         self._downloads = parts.downloads
         self._static_files = StaticFiles(parts.staging)
         self.api = Namespace(
-            v1=Namespace(builds=BuildsApi(parts.staging, parts.downloads, parts.parse_archive_url)),
+            v1=Namespace(
+                builds=BuildsApi(
+                    parts.staging,
+                    parts.downloads,
+                    parts.parse_archive_url,
+                    parts.config.wait_timeout,
+                )
+            ),
             fileinfo=FileInfo(parts.staging, parts.threads, parts.config.wait_timeout),
         )
 
@@ -97,14 +107,26 @@ class Lab:
         seconds = limit if timeout_seconds is None else min(timeout_seconds, limit)
         return Wait(future, seconds, success_or_error)
 
+    def _upload_wait(self, arguments: Arguments) -> float:
+        """Return for how long a builder is waited for."""
+        return min(arguments.seconds("wait") or 0, self._parts.config.wait_timeout)
+
+    def _wait_after(self, upload_wait_seconds: float, future: Any) -> Wait:
+        """Wait as long as for any other call, and before that for the builder."""
+        seconds = upload_wait_seconds + self._parts.config.wait_timeout
+        return Wait(future, seconds, success_or_error)
+
     @lab_rpc(changes=True)
     def download(self, arguments: Arguments) -> Wait:
-        """/download?archive_url=U: stage a build.
+        """/download?archive_url=U[&wait=SECONDS]: stage a build.
 
         Answers Success once the foreground artifacts are staged; the background artifacts are
-        staged meanwhile and afterwards, see /wait_for_status.
+        staged meanwhile and afterwards, see /wait_for_status. What the builder has not uploaded
+        yet is waited for as long as wait says.
         """
-        return self._wait(self._downloads.download(self._archive_url(arguments)))
+        wait_seconds = self._upload_wait(arguments)
+        staged = self._downloads.download(self._archive_url(arguments), wait_seconds)
+        return self._wait_after(wait_seconds, staged)
 
     @lab_rpc()
     def wait_for_status(self, arguments: Arguments) -> Wait:
@@ -119,17 +141,21 @@ class Lab:
 
     @lab_rpc(changes=True)
     def stage(self, arguments: Arguments) -> Wait | str:
-        """/stage?archive_url=U&artifacts=a,b&files=x,y[&async=True][&clean=True]: stage parts.
+        """/stage?archive_url=U&artifacts=a,b&files=x,y[&async=True][&clean=True][&wait=SECONDS]:
+        stage parts.
 
         artifacts are names from the catalog; files are names or globs of files in the archive,
         staged as they are. Answers Success when they are staged or, with async=True, when that has
-        begun. With clean=True, the whole build is dropped first.
+        begun. With clean=True, the whole build is dropped first. What the builder has not uploaded
+        yet is waited for as long as wait says.
         """
         archive_url = self._archive_url(arguments)
         items = items_of(arguments.words("artifacts"), arguments.words("files"))
         is_async = arguments.flag("async")
-        staged = self._downloads.stage(archive_url, items, drop_first=arguments.flag("clean"))
-        return "Success" if is_async else self._wait(staged)
+        wait_seconds = self._upload_wait(arguments)
+        drop_first = arguments.flag("clean")
+        staged = self._downloads.stage(archive_url, items, wait_seconds, drop_first=drop_first)
+        return "Success" if is_async else self._wait_after(wait_seconds, staged)
 
     @lab_rpc()
     def is_staged(self, arguments: Arguments) -> str:
@@ -331,6 +357,8 @@ class Parts:
             undo.callback(lambda: writeback.close(timeout_seconds=5))
             self.threads = Workers("staging", _STAGING_THREADS)
             undo.callback(lambda: self.threads.close(timeout_seconds=5))
+            timers = Timers("upload-watch", _UPLOAD_WATCH_THREADS)
+            undo.callback(lambda: timers.close(timeout_seconds=1))
             equipment = Equipment(
                 self.staging,
                 self.sources,
@@ -340,6 +368,7 @@ class Parts:
                 self.threads,
                 FetchLimits(config.connections, RetryLimits(config.tries)),
                 UnpackLimits(config.max_unpacked, config.max_members),
+                timers,
             )
             self.downloads = DownloaderCache(equipment)
             self.load = LoadSampler()

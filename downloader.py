@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from artifacts.archive_url import ArchiveUrl, BuildName
@@ -24,6 +25,7 @@ from artifacts.errors import BuildNotFound, Busy, Conflict, DevserverError, in_w
 from artifacts.fetch import Fetch
 from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item
+from artifacts.plan import not_in_build
 from artifacts.planning import Planner
 from artifacts.recent_failures import RecentFailures
 from artifacts.shared_fetches import SharedFetches
@@ -31,7 +33,8 @@ from artifacts.sources.source import ArchiveFile
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.survey import Survey
 from artifacts.task import Task, TaskState, Wish, first_failure, resolve, settled_task
-from artifacts.tasks import Tasks
+from artifacts.tasks import Tasks, demanding_task
+from artifacts.upload_watch import UploadWatch
 
 _log = logging.getLogger(__name__)
 
@@ -71,31 +74,55 @@ class Downloader:
         self._planner = Planner(
             archive_url, build, survey, equipment, failures, self._begin, self._finish
         )
+        self._watch = UploadWatch(self._planner, survey, equipment, self._stopped)
         self._on_idle = on_idle
         self._fetches = SharedFetches(self._make_fetch)
         self._tasks = Tasks()
 
     # --- asking
 
-    def ask(self, wishes: Mapping[Item, Wish]) -> dict[Item, Task]:
+    def ask(self, wishes: Mapping[Item, Wish], wait_seconds: float = 0) -> dict[Item, Task]:
         """Return a task for each item, joining what is under way and starting what is not.
 
-        Items that are not urgent begin once the urgent ones of the same call have succeeded.
+        Items that are not urgent begin once the urgent ones of the same call have succeeded. What
+        the archive does not have is waited for as long as ``wait_seconds``.
         """
         gate: Future[None] = Future()
-        joined = self._tasks.join(wishes, gate, self._is_settled)
+        wait_until = time.monotonic() + wait_seconds if wait_seconds else 0
+        joined = self._tasks.join(
+            wishes,
+            gate,
+            wait_until,
+            lambda item, wish: is_settled(
+                self.build, self.archive_url, item, wish, may_come=wait_seconds > 0
+            ),
+        )
         self._failures.forget(self.archive_url, wishes)
         for task in joined.promoted:
             self._begin(task)
-        if joined.fresh:
+        for task in joined.fresh:
+            if task.gate is not None:
+                gate.add_done_callback(partial(self._gate_ended, task))
+        if joined.fresh and wait_seconds:
+            self._watch.add(joined.fresh)
+        elif joined.fresh:
             try:
-                self._equipment.threads.submit(lambda: self._planner.plan(joined.fresh))
+                self._equipment.threads.submit(
+                    lambda: self._watch.keep(self._planner.plan(joined.fresh))
+                )
             except Busy as error:
-                for task in joined.fresh:
-                    self._finish(task, error)
+                self._planner.fail(joined.fresh, error)
         urgent = [joined.tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
         first_failure(urgent).add_done_callback(lambda done: resolve(gate, done.exception()))
+        for item, wish in wishes.items():
+            if not wish.may_be_absent:
+                joined.tasks[item] = demanding_task(joined.tasks[item], self._absent)
         return joined.tasks
+
+    def _absent(self, item: Item) -> DevserverError:
+        error = not_in_build([item], self._equipment.catalog, self.build.name)
+        self._failures.remember(self.archive_url, [item], Failure.of(error))
+        return error
 
     @property
     def has_failed(self) -> bool:
@@ -105,22 +132,24 @@ class Downloader:
     def is_busy(self) -> bool:
         return self._tasks.are_under_way
 
-    def is_under_way(self, item: Item) -> bool:
-        with self._lock:
-            task = self._tasks.get(item)
-            return task is not None and not task.future.done()
+    @property
+    def under_way(self) -> set[Item]:
+        return self._tasks.under_way
 
     def progress(self) -> dict[Item, dict[str, Any]]:
         """Return the state of what is under way, or was a moment ago, by item."""
         return {task.item: task.to_json() for task in self._tasks.all}
 
+    def stop_waiting(self) -> None:
+        """Fail with Busy what the archive does not have yet; it stays asked for."""
+        waiting = [task for task in self._tasks.all if task.wait_until and task.planned is None]
+        self._planner.fail(waiting, Busy("the server is shutting down"))
+
     def cancel(self) -> None:
         """Fail what is under way with Busy; it stays asked for."""
         self._stopped.set()
+        self.stop_waiting()
         self._fetches.cancel_all()
-
-    def _is_settled(self, item: Item, wish: Wish) -> bool:
-        return is_settled(self.build, self.archive_url, item, wish)
 
     def _overall_failure(self) -> DevserverError | None:
         asked = self.build.asked
@@ -134,21 +163,18 @@ class Downloader:
     # --- on the downloader's threads
 
     def _begin(self, task: Task) -> None:
-        """Begin a planned task: now, or once its gate opens."""
+        """Begin a planned task; if its gate is still closed, that will happen when it opens."""
         # Somebody may promote the task at any moment, and take its gate away.
         gate = task.gate
-        if gate is None:
+        if gate is None or (gate.done() and gate.exception() is None):
             self._submit(task)
-            return
 
-        def opened(gate: Future[None]) -> None:
-            error = gate.exception()
-            if error is None:
-                self._submit(task)
-            elif isinstance(error, DevserverError) and task.claim():
-                self._finish(task, error, True)
-
-        gate.add_done_callback(opened)
+    def _gate_ended(self, task: Task, gate: Future[None]) -> None:
+        error = gate.exception()
+        if error is None and task.planned is not None:
+            self._submit(task)
+        elif isinstance(error, DevserverError) and task.gate is not None and task.claim():
+            self._finish(task, error, True)
 
     def _submit(self, task: Task) -> None:
         if not task.claim():
@@ -183,8 +209,7 @@ class Downloader:
         if error is None and task.planned is not None:
             _log.info("%s: %s is staged", self.archive_url, task.item.name)
         is_idle = self._tasks.note_end()
-        if not task.accepted.done():
-            resolve(task.accepted, error)
+        task.accept(error)
         is_released = False
         try:
             # Before the future: who hears of the end may count on the downloader's being gone.
@@ -233,8 +258,10 @@ class DownloaderCache:
 
     # --- asking
 
-    def download(self, archive_url: ArchiveUrl) -> Future[None]:
+    def download(self, archive_url: ArchiveUrl, wait_seconds: float = 0) -> Future[None]:
         """Stage what the catalog wants of every build; the future is the foreground's.
+
+        ``wait_seconds``: how long a builder may take to upload what is not there yet.
 
         Raises:
             Conflict: the build was staged from another archive.
@@ -245,14 +272,19 @@ class DownloaderCache:
             **{Item.artifact(n): Wish(True, True) for n in catalog.staged_when("foreground")},
             **{Item.artifact(n): Wish(False, True) for n in catalog.staged_when("background")},
         }
-        tasks = self._ask(archive_url, {**wishes, **self._brought_by(wishes)})
+        tasks = self._ask(archive_url, {**wishes, **self._brought_by(wishes)}, wait_seconds)
         # That it can be staged at all is waited for even if nothing of it is foreground.
         waited = [task.accepted for task in tasks.values()]
         waited += [tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
         return first_failure(waited)
 
     def stage(
-        self, archive_url: ArchiveUrl, items: Iterable[Item], *, drop_first: bool = False
+        self,
+        archive_url: ArchiveUrl,
+        items: Iterable[Item],
+        wait_seconds: float = 0,
+        *,
+        drop_first: bool = False,
     ) -> Future[None]:
         """Stage just these items; as ``download``. ``drop_first`` takes the build away before.
 
@@ -265,7 +297,8 @@ class DownloaderCache:
         self._equipment.catalog.check_known(item.name for item in items if item.is_artifact)
         wishes = {item: Wish() for item in items}
         brought = self._brought_by(wishes)
-        tasks = self._ask(archive_url, {**wishes, **brought}, drop_first=drop_first)
+        asked = {**wishes, **brought}
+        tasks = self._ask(archive_url, asked, wait_seconds, drop_first=drop_first)
         return first_failure([tasks[item].future for item in wishes])
 
     def wait_for_status(self, archive_url: ArchiveUrl) -> Future[None]:
@@ -313,18 +346,14 @@ class DownloaderCache:
         self._equipment.catalog.check_known(item.name for item in items if item.is_artifact)
         build = self._staging.build(archive_url.name)
         self._staging.check_archive(build, archive_url)
-        failures = self._failures.of(archive_url)
         downloader = self._find(archive_url)
-        answer = True
-        for item in items:
-            if failure := failures.get(item):
-                raise failure.error()
-            # Looked at before the record: what ends meanwhile has recorded how.
-            if downloader is not None and downloader.is_under_way(item):
-                answer = False
-                continue
-            answer = is_staged(build, archive_url, item) and answer
-        return answer
+        under_way = downloader.under_way if downloader else set()
+        failures = self._failures.of(archive_url)
+        answers = [
+            item not in under_way and is_staged(build, archive_url, item, failures.get(item))
+            for item in items
+        ]
+        return all(answers)
 
     def drop(self, name: BuildName) -> None:
         """Take a build off the disk; as ``Staging.drop``."""
@@ -358,10 +387,14 @@ class DownloaderCache:
             return len(self._downloaders), len(self._locks)
 
     def close(self, timeout_seconds: float) -> None:
-        """Refuse what is new, give what is under way some time, then cut it."""
+        """Refuse what is new, end what only waits, and cut what takes longer than its time."""
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             self._is_closed = True
+            downloaders = list(self._downloaders.values())
+        for downloader in downloaders:
+            downloader.stop_waiting()
+        with self._changed:
             while self._downloaders and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
             cut = list(self._downloaders.values())
@@ -378,7 +411,12 @@ class DownloaderCache:
         return {Item.artifact(name): Wish(False, True) for name in brought}
 
     def _ask(
-        self, archive_url: ArchiveUrl, wishes: Mapping[Item, Wish], *, drop_first: bool = False
+        self,
+        archive_url: ArchiveUrl,
+        wishes: Mapping[Item, Wish],
+        wait_seconds: float,
+        *,
+        drop_first: bool = False,
     ) -> dict[Item, Task]:
         with self._locks.holding(archive_url):
             build = self._staging.build(archive_url.name)
@@ -386,13 +424,16 @@ class DownloaderCache:
             if drop_first:
                 self._drop_if_known(archive_url.name)
             build.touch()
-            if all(is_settled(build, archive_url, item, wish) for item, wish in wishes.items()):
+            if all(
+                is_settled(build, archive_url, item, wish, may_come=wait_seconds > 0)
+                for item, wish in wishes.items()
+            ):
                 self._failures.forget(archive_url, list(self._failures.of(archive_url)))
                 return {item: settled_task(item, wish) for item, wish in wishes.items()}
             if self.is_closed:
                 raise Busy("the server is shutting down")
             downloader = self._find(archive_url) or self._open(archive_url)
-            return downloader.ask(wishes)
+            return downloader.ask(wishes, wait_seconds)
 
     def _drop_if_known(self, name: BuildName) -> None:
         try:

@@ -339,6 +339,18 @@ class Build:
                 manifest.items[item] = ItemRecord(ItemState.FAILED, failure=failure)
             return True
 
+    def forget(self, items: Iterable[Item]) -> None:
+        """Take back that items were asked for, of which nothing has come."""
+        with self._lock:
+            if self._manifest is None:
+                return
+            records = self._manifest.items
+            asked = [i for i in items if i in records and records[i].state is ItemState.ASKED]
+            if asked:
+                with self._recording() as manifest:
+                    for item in asked:
+                        del manifest.items[item]
+
     def record_sha256(self, path: str, digest: str) -> None:
         with self._lock:
             if self._manifest is not None:

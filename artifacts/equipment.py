@@ -8,6 +8,7 @@ from artifacts.catalog import Catalog
 from artifacts.fetch import FetchLimits
 from artifacts.sources.registry import Sources
 from artifacts.staging import Staging
+from artifacts.timers import Timers
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 
@@ -20,6 +21,7 @@ class Equipment:
         connections: threads that read from archives; their limit is that of parallel connections.
         writeback: threads that wait for the disk while more comes.
         threads: those that plan, unpack and publish.
+        timers: what looks for files that are still being uploaded.
     """
 
     staging: Staging
@@ -30,3 +32,4 @@ class Equipment:
     threads: Workers
     fetch_limits: FetchLimits
     unpack_limits: UnpackLimits
+    timers: Timers

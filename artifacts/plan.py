@@ -61,10 +61,16 @@ class PlannedItem:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be staged, and which of the items the build does not have, nor has to."""
+    """What is to be staged, and which of the items the build does not have.
+
+    Attributes:
+        absent: those that it does not have to have.
+        missing: those that it has to have.
+    """
 
     items: Mapping[Item, PlannedItem]
     absent: tuple[Item, ...]
+    missing: tuple[Item, ...]
 
     @property
     def archive_names(self) -> set[str]:
@@ -97,7 +103,6 @@ def make_plan(
     """Plan the items of ``wanted``; its values say whether the build may lack the item.
 
     Raises:
-        ArtifactNotFound: the build lacks what it may not; names all of it.
         BadRequest: an item is not in the catalog.
         ArchiveError: it is not clear which file is meant.
         Conflict: two files are to be published at one path.
@@ -111,11 +116,18 @@ def make_plan(
         elif may_be_absent and not (found.artifact and found.artifact.required):
             absent.append(item)
         else:
-            missing.append(_in_words(item, found.artifact))
-    if missing:
-        raise ArtifactNotFound(f"{build} does not have {', '.join(missing)}")
+            missing.append(item)
     check_paths(planned, build)
-    return Plan(planned, tuple(absent))
+    return Plan(planned, tuple(absent), tuple(missing))
+
+
+def not_in_build(items: Iterable[Item], catalog: Catalog, build: BuildName) -> ArtifactNotFound:
+    """Return the error which says that a build does not have these items."""
+    words = [
+        _in_words(item, catalog.artifacts[item.name] if item.is_artifact else None)
+        for item in items
+    ]
+    return ArtifactNotFound(f"{build} does not have {', '.join(words)}")
 
 
 def check_paths(planned: Mapping[Item, PlannedItem], build: BuildName) -> None:

@@ -9,20 +9,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from artifacts.archive_url import ArchiveUrl
 from artifacts.build import Build
 from artifacts.equipment import Equipment
-from artifacts.errors import Busy, DevserverError, in_words
+from artifacts.errors import (
+    ArchiveFileChanged,
+    ArchiveFileMissing,
+    BuildNotFound,
+    Busy,
+    DevserverError,
+    NotFound,
+    TransientArchiveError,
+    in_words,
+)
 from artifacts.manifest import Failure, ItemState
-from artifacts.plan import Plan, PlannedItem, make_plan
+from artifacts.plan import Plan, PlannedItem, make_plan, not_in_build
 from artifacts.recent_failures import RecentFailures
 from artifacts.sources.source import ArchiveFile
 from artifacts.space import Reservation
+from artifacts.standing import asked_of, is_required
 from artifacts.survey import Survey
-from artifacts.task import Task, all_ended, resolve
+from artifacts.task import Task, all_ended
 from artifacts.whole_files import kept_file
 
 _log = logging.getLogger(__name__)
 
 # Ends a task: with what it failed with, or None; is_recorded, where the failure needs no record.
 Finish = Callable[[Task, DevserverError | None, bool], None]
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a listing that failed so is worth another one, while a build is being uploaded."""
+    is_passing = isinstance(
+        error, BuildNotFound | TransientArchiveError | ArchiveFileMissing | ArchiveFileChanged
+    )
+    return is_passing or isinstance(error.__cause__, TransientArchiveError)
 
 
 class Planner:
@@ -49,44 +67,74 @@ class Planner:
         self._lock = threading.Lock()  # guards the listing
         self._listing: dict[str, ArchiveFile] = {}
 
-    def plan(self, tasks: Sequence[Task]) -> None:
-        """List the archive, decide what to fetch for what one call asked for, and begin."""
-        reservation: Reservation | None = None
+    def plan(self, tasks: Sequence[Task]) -> list[Task]:
+        """List the archive, decide what to fetch, and begin.
+
+        Tasks that the archive does not have fail, or end as absent. Returned are those of them that
+        somebody waits for still.
+        """
         try:
             listing = self._survey.list()
+        except Exception as error:
+            failure = in_words(error, "listing", str(self._archive_url))
+            unknown = self._end_known_absent(tasks, if_time_is_over=may_pass(error))
+            if may_pass(error):
+                return self._give_up(unknown, self._after_waiting(failure, unknown))
+            self.fail(unknown, failure)
+            return []
+        return self.plan_listed(tasks, listing, is_last=True)
+
+    def plan_listed(
+        self, tasks: Sequence[Task], listing: Mapping[str, ArchiveFile], *, is_last: bool
+    ) -> list[Task]:
+        """As ``plan``, by this listing; if it is not the last, all that it lacks is waited for."""
+        reservation: Reservation | None = None
+        try:
             plan = make_plan(
                 {task.item: task.wish.may_be_absent for task in tasks},
                 listing,
                 self._equipment.catalog,
                 self._build.name,
             )
-            listing = {name: listing[name] for name in plan.archive_names}
+            found = [task for task in tasks if task.item in plan.items]
+            lacking = [task for task in tasks if task.item not in plan.items]
+            waiting = {task for task in lacking if not is_last or task.has_time_left}
+            absent = [t for t in lacking if t.item in plan.absent and t not in waiting]
+            missing = [t for t in lacking if t.item in plan.missing and t not in waiting]
+            if missing and not any(task.wait_until for task in tasks):
+                # Nothing is fetched of a build that lacks something, unless that was waited for.
+                return self._give_up(tasks, self._take_back(missing))
+            described = {name: listing[name] for name in plan.archive_names}
             # What comes later is described later: it must not hold up what is urgent.
             at_once = [plan.items[t.item] for t in tasks if t.item in plan.items and not t.gate]
-            listing.update(self._describe(at_once, listing))
-            reservation = self._reserve(plan, listing, tasks)
-            states = {item: ItemState.ASKED for item in plan.items}
-            states.update(dict.fromkeys(plan.absent, ItemState.ABSENT))
-            self._build.begin(self._archive_url, states)
+            described.update(self._describe(at_once, described))
+            if plan.items:
+                reservation = self._reserve(plan, described, found)
+            self._record(plan, absent, waiting)
         except Exception as error:
             if reservation is not None:
                 reservation.release()
-            self._fail(tasks, in_words(error, "planning", str(self._build.name)))
-            return
-        ended = all_ended([task.future for task in tasks])
-        ended.add_done_callback(lambda _: reservation.release())
-        _log.info("%s: staging %s", self._archive_url, ", ".join(i.name for i in plan.items))
+            self.fail(tasks, in_words(error, "planning", str(self._build.name)))
+            return []
+        if reservation is not None:
+            ended = all_ended([task.future for task in found])
+            ended.add_done_callback(lambda _: reservation.release())
+            _log.info("%s: staging %s", self._archive_url, ", ".join(i.name for i in plan.items))
         with self._lock:
-            self._listing.update(listing)
-        for task in tasks:
-            task.is_described = plan.items.get(task.item) in at_once
-            task.planned = plan.items.get(task.item)
-        for task in tasks:
-            resolve(task.accepted, None)
-            if task.planned is None:
+            self._listing.update(described)
+        for task in found:
+            task.is_described = plan.items[task.item] in at_once
+            task.planned = plan.items[task.item]
+        for task in (*found, *waiting):
+            task.accept()
+        for task in found:
+            self._begin(task)
+        for task in absent:
+            if task.claim(if_time_is_over=True):
                 self._finish(task, None, True)
-            else:
-                self._begin(task)
+        if missing:
+            self._give_up(missing, self._take_back(missing))
+        return [task for task in lacking if not task.is_claimed]
 
     def files_of(self, task: Task) -> dict[str, ArchiveFile]:
         """Return the files of a planned task, by name, with sizes and checksums."""
@@ -100,13 +148,81 @@ class Planner:
                 self._listing.update(files)
         return files
 
-    def _fail(self, tasks: Sequence[Task], failure: DevserverError) -> None:
-        _log.warning("%s cannot be staged: %s", self._archive_url, failure.message)
-        if not isinstance(failure, Busy):
+    def fail(self, tasks: Sequence[Task], failure: DevserverError) -> None:
+        """End tasks that cannot be planned, however long somebody would wait for them."""
+        self._remember(tasks, failure)
+        for task in [task for task in tasks if task.claim()]:
+            self._finish(task, failure, True)
+
+    def _end_known_absent(self, tasks: Sequence[Task], *, if_time_is_over: bool) -> list[Task]:
+        """End what the archive did not have before and cannot tell of now; return the rest."""
+        asked = asked_of(self._build, self._archive_url)
+        known = asked.items if asked else {}
+        for task in tasks:
+            is_absent = task.item in known and known[task.item].state is ItemState.ABSENT
+            if (
+                is_absent
+                and task.wish.may_be_absent
+                and task.claim(if_time_is_over=if_time_is_over)
+            ):
+                self._finish(task, None, True)
+        return [task for task in tasks if not task.is_claimed]
+
+    def _give_up(self, tasks: Sequence[Task], failure: DevserverError) -> list[Task]:
+        """End tasks for want of files, but for those that are waited for still; return these."""
+        # Whoever joins a task is either in time to keep it, or gets a new one and finds this done.
+        self._remember(tasks, failure)
+        ended = [task for task in tasks if task.claim(if_time_is_over=True)]
+        left = [task for task in tasks if not task.is_claimed]
+        self._failures.forget(self._archive_url, [task.item for task in left])
+        for task in ended:
+            self._finish(task, failure, True)
+        return left
+
+    @staticmethod
+    def _after_waiting(failure: DevserverError, tasks: Sequence[Task]) -> DevserverError:
+        """Return the failure in words that say how long was waited."""
+        seconds = max((task.waited_seconds for task in tasks), default=0)
+        if not seconds or not isinstance(failure, NotFound):
+            return failure
+        return type(failure)(f"{failure.message} (waited {seconds:.1f} s for it)")
+
+    def _remember(self, tasks: Sequence[Task], failure: DevserverError) -> None:
+        if tasks:
+            _log.warning("%s cannot be staged: %s", self._archive_url, failure.message)
+        if tasks and not isinstance(failure, Busy):
             items = [task.item for task in tasks]
             self._failures.remember(self._archive_url, items, Failure.of(failure))
-        for task in tasks:
-            self._finish(task, failure, True)
+
+    def _take_back(self, missing: Sequence[Task]) -> DevserverError:
+        """Return what tells that these are missing; where they are recorded as asked for, too."""
+        catalog = self._equipment.catalog
+        items = [task.item for task in missing]
+        error = self._after_waiting(not_in_build(items, catalog, self._build.name), missing)
+        asked = asked_of(self._build, self._archive_url)
+        known = asked.items if asked else {}
+        recorded = [i for i in items if i in known and known[i].state is ItemState.ASKED]
+        try:
+            for item in recorded:
+                if is_required(item, catalog):
+                    self._build.record_failed(item, Failure.of(error))
+            self._build.forget(recorded)
+        except OSError:
+            # On a full disk; it is told from memory, and looked for again after a restart.
+            _log.exception("recording what %s does not have", self._build.name)
+        return error
+
+    def _record(self, plan: Plan, absent: Iterable[Task], waiting: Iterable[Task]) -> None:
+        """Record what is asked for, and what is absent; once is enough for what is waited for."""
+        asked = asked_of(self._build, self._archive_url)
+        known = asked.items if asked else {}
+        states = dict.fromkeys(plan.items, ItemState.ASKED)
+        states.update((task.item, ItemState.ABSENT) for task in absent)
+        for item in (task.item for task in waiting):
+            if item not in known or known[item].state is not ItemState.ASKED:
+                states[item] = ItemState.ASKED
+        if states:
+            self._build.begin(self._archive_url, states)
 
     def _describe(
         self, items: Iterable[PlannedItem], listing: Mapping[str, ArchiveFile]
@@ -117,8 +233,8 @@ class Planner:
         self, plan: Plan, listing: Mapping[str, ArchiveFile], tasks: Sequence[Task]
     ) -> Reservation:
         for task in tasks:
-            if planned := plan.items.get(task.item):
-                task.sizes = {f.archive_name: listing[f.archive_name].size for f in planned.files}
+            files = plan.items[task.item].files
+            task.sizes = {f.archive_name: listing[f.archive_name].size for f in files}
         kept = {name for name, file in listing.items() if kept_file(self._build, file)}
         needed = sum(planned.needed_bytes(listing, kept) for planned in plan.items.values())
         return self._equipment.staging.space.reserve(

@@ -16,8 +16,10 @@ def asked_of(build: Build, archive_url: ArchiveUrl) -> Asked | None:
     return asked if asked and asked.archive_url == str(archive_url) else None
 
 
-def is_settled(build: Build, archive_url: ArchiveUrl, item: Item, wish: Wish) -> bool:
-    """Whether nothing is left to do for an item."""
+def is_settled(
+    build: Build, archive_url: ArchiveUrl, item: Item, wish: Wish, *, may_come: bool = False
+) -> bool:
+    """Whether nothing is left to do for an item; ``may_come``: the build may get it yet."""
     if asked_of(build, archive_url) is None:
         return False
     record = build.state_of(item)
@@ -25,21 +27,22 @@ def is_settled(build: Build, archive_url: ArchiveUrl, item: Item, wish: Wish) ->
         return False
     if record.state is ItemState.STAGED:
         return True
-    return record.state is ItemState.ABSENT and wish.may_be_absent
+    return record.state is ItemState.ABSENT and wish.may_be_absent and not may_come
 
 
-def is_staged(build: Build, archive_url: ArchiveUrl, item: Item) -> bool:
-    """Whether an item is there.
+def is_staged(build: Build, archive_url: ArchiveUrl, item: Item, failure: Failure | None) -> bool:
+    """Whether an item is there; ``failure`` is what is known of it without a manifest.
 
     Raises:
         DevserverError: what it failed with.
     """
     is_ours = asked_of(build, archive_url) is not None
     record = build.state_of(item) if is_ours else None
-    if record is not None and record.failure:
-        raise record.failure.error()
     if record is not None and record.state is ItemState.STAGED:
         return True
+    failure = failure or (record.failure if record else None)
+    if failure is not None:
+        raise failure.error()
     return not item.is_artifact and _is_there(build, item.name)
 
 

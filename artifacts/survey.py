@@ -14,6 +14,7 @@ from artifacts.errors import ArchiveError
 from artifacts.plan import usable_files
 from artifacts.retries import RetryLimits, retrying
 from artifacts.sources.source import ArchiveFile, Source
+from artifacts.sources.uploaded import UPLOADED, parse_uploaded
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 # Files up to here are asked for without asking for their size before.
 _SMALL_BYTES = 4 << 20
 _MAX_CHECKSUM_FILE_BYTES = 16 << 20
+_MAX_UPLOADED_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 
 
@@ -36,8 +38,8 @@ class Survey:
         stopped: threading.Event,
     ) -> None:
         """``stopped``, when set, ends pauses between tries."""
+        self.archive_url = archive_url
         self._source = source
-        self._archive_url = archive_url
         self._connections = connections
         self._retries = retries
         self._stopped = stopped
@@ -52,9 +54,29 @@ class Survey:
             BuildNotFound: the archive has no such build.
             ArchiveError: it cannot be listed.
         """
-        listed = retrying(
-            lambda: self._source.list(self._archive_url), self._retries, self._stopped
+        return self._keep(
+            retrying(lambda: self._source.list(self.archive_url), self._retries, self._stopped)
         )
+
+    def glance(self) -> dict[str, ArchiveFile]:
+        """Return the files that are complete, as far as that can be told; in one try.
+
+        Where the listing has a file ``UPLOADED``, they are those that it names. (The source
+        ``http`` goes by that in any case.)
+
+        Raises:
+            TransientArchiveError: this try failed, another one may not.
+            BuildNotFound, ArchiveError: as ``list``.
+        """
+        listing = self._keep(self._source.list(self.archive_url))
+        if UPLOADED not in listing:
+            return listing
+        # Of no generation in particular: the builder writes it anew again and again.
+        data = self._read_once(ArchiveFile(UPLOADED), _MAX_UPLOADED_BYTES)
+        names = parse_uploaded(data, f"{self.archive_url}/{UPLOADED}")
+        return {name: listing[name] for name in names if name in listing}
+
+    def _keep(self, listed: Iterable[ArchiveFile]) -> dict[str, ArchiveFile]:
         self._listing, self._sha256sums = usable_files(listed), None
         return dict(self._listing)
 
@@ -80,21 +102,22 @@ class Survey:
         """Describe a file; where the archive cannot, let the fetch find out."""
         try:
             return retrying(
-                lambda: self._source.stat(self._archive_url, file.name),
+                lambda: self._source.stat(self.archive_url, file.name),
                 self._retries,
                 self._stopped,
             )
         except ArchiveError as error:
-            _log.info("%s of %s: %s", file.name, self._archive_url, error.message)
+            _log.info("%s of %s: %s", file.name, self.archive_url, error.message)
             return file
 
     def _sha256_beside(self, names: Collection[str]) -> dict[str, bytes]:
         """Read ``SHA256SUMS``, and ``NAME.sha256`` for what it does not have."""
         digests = dict(self._read_sha256sums()) if names else {}
+        listing = self._listing  # another one may take its place meanwhile
         beside = {
-            name: self._listing[f"{name}.sha256"]
+            name: listing[f"{name}.sha256"]
             for name in names
-            if name not in digests and f"{name}.sha256" in self._listing
+            if name not in digests and f"{name}.sha256" in listing
         }
         texts = self._connections.map(self._read, beside.values())
         for name, text in zip(beside, texts, strict=True):
@@ -112,15 +135,19 @@ class Survey:
             return self._sha256sums
 
     def _read(self, file: ArchiveFile) -> str:
-        def read() -> bytes:
-            blocks, total = [], 0
-            with self._source.open(self._archive_url, file) as opened:
-                while block := opened.read(_BLOCK_BYTES):
-                    blocks.append(block)
-                    total += len(block)
-                    if total > _MAX_CHECKSUM_FILE_BYTES:
-                        raise ArchiveError(f"{file.name} is too large for a list of checksums")
-            encoding = opened.file.content_encoding
-            return decoded_bytes(b"".join(blocks), encoding, file.name, _MAX_CHECKSUM_FILE_BYTES)
+        return retrying(
+            lambda: self._read_once(file, _MAX_CHECKSUM_FILE_BYTES), self._retries, self._stopped
+        ).decode("utf-8", "replace")
 
-        return retrying(read, self._retries, self._stopped).decode("utf-8", "replace")
+    def _read_once(self, file: ArchiveFile, max_bytes: int) -> bytes:
+        blocks, total = [], 0
+        with self._source.open(self.archive_url, file) as opened:
+            while block := opened.read(_BLOCK_BYTES):
+                blocks.append(block)
+                total += len(block)
+                if total > max_bytes:
+                    raise ArchiveError(
+                        f"{self.archive_url}/{file.name} is too large: over {max_bytes} bytes"
+                    )
+        encoding = opened.file.content_encoding
+        return decoded_bytes(b"".join(blocks), encoding, file.name, max_bytes)

@@ -6,6 +6,7 @@ import enum
 import io
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -50,28 +51,72 @@ class Wish:
 class Task:
     """One item being staged; ``future`` tells its end."""
 
-    def __init__(self, item: Item, wish: Wish, gate: Future[None] | None) -> None:
-        """``gate``: what has to succeed before this begins; None to begin at once."""
+    def __init__(
+        self, item: Item, wish: Wish, gate: Future[None] | None, wait_until: float = 0
+    ) -> None:
+        """``gate``: what has to succeed before this begins; None to begin at once.
+
+        ``wait_until``, of ``time.monotonic()``: until when its files may come; 0 for not at all.
+        """
         self.item = item
         self.wish = wish
         self.gate = gate
         self.future: Future[None] = Future()
-        self.accepted: Future[None] = Future()  # ends when it is planned, or cannot be
+        self.wait_until = wait_until
+        # Ends when there is such a build, and that it can be staged is known or waited for.
+        self.accepted: Future[None] = Future()
         self.state = TaskState.WAITING
         self.error: DevserverError | None = None
         self.is_described = False
         self.planned: PlannedItem | None = None
         self.sizes: dict[str, int | None] = {}
-        self._lock = threading.Lock()  # guards the claim and the fetches
+        self._asked_at = time.monotonic()
+        self._lock = threading.Lock()  # guards joining and claiming, and the fetches
         self._is_claimed = False
+        self._is_accepted = False
         self._fetches: dict[Fetch, None] = {}  # in the order in which they were acquired
         self._bytes_there = 0
 
-    def claim(self) -> bool:
-        """Whether the caller is the first, who may begin or end it."""
+    def join(self, wait_until: float) -> bool:
+        """Let somebody join, who waits so long; False where this will not be staged any more."""
         with self._lock:
-            was_claimed, self._is_claimed = self._is_claimed, True
-            return not was_claimed
+            has_failed = self.error is not None and self.future.done()
+            if has_failed or (self._is_claimed and self.planned is None):
+                return False
+            self.wait_until = max(self.wait_until, wait_until)
+            return True
+
+    def claim(self, *, if_time_is_over: bool = False) -> bool:
+        """Whether the caller is the first, who may begin or end it.
+
+        ``if_time_is_over``: nobody is while somebody waits for its files still.
+        """
+        with self._lock:
+            if self._is_claimed or (if_time_is_over and self.has_time_left):
+                return False
+            self._is_claimed = True
+            return True
+
+    def accept(self, error: DevserverError | None = None) -> None:
+        """End ``accepted``, unless it has ended before."""
+        with self._lock:
+            was_accepted, self._is_accepted = self._is_accepted, True
+        if not was_accepted:
+            resolve(self.accepted, error)
+
+    @property
+    def is_claimed(self) -> bool:
+        with self._lock:
+            return self._is_claimed
+
+    @property
+    def has_time_left(self) -> bool:
+        return time.monotonic() < self.wait_until
+
+    @property
+    def waited_seconds(self) -> float:
+        """For how long its files have been waited for."""
+        return time.monotonic() - self._asked_at if self.wait_until else 0.0
 
     # --- what it is doing
 
@@ -327,7 +372,7 @@ def _joint(futures: Sequence[Future[None]], *, fails_early: bool) -> Future[None
 def settled_task(item: Item, wish: Wish) -> Task:
     """Return a task that has nothing left to do."""
     task = Task(item, wish, None)
-    resolve(task.accepted, None)
+    task.accept()
     resolve(task.future, None)
     return task
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from artifacts.errors import DevserverError
 from artifacts.manifest import Item
-from artifacts.task import Task, Wish, settled_task
+from artifacts.task import Task, Wish, resolve, settled_task
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,29 @@ class Tasks:
         self,
         wishes: Mapping[Item, Wish],
         gate: Future[None],
+        wait_until: float,
         is_settled: Callable[[Item, Wish], bool],
     ) -> Joined:
         """Return a task for each wish: what is under way, or else a new one.
 
-        ``gate`` is what tasks that are not urgent wait for; ``is_settled`` tells of an item that is
+        ``gate`` is what tasks that are not urgent wait for; ``wait_until``, of
+        ``time.monotonic()``, until when files may come; ``is_settled`` tells of an item that is
         not under way whether nothing is left to do for it.
         """
         joined = Joined()
         with self._lock:
             for item, wish in wishes.items():
                 task = self._tasks.get(item)
-                if task is None or (task.error is not None and task.future.done()):
+                if task is None or not task.join(wait_until):
                     if is_settled(item, wish):
                         joined.tasks[item] = settled_task(item, wish)
                         continue
-                    task = Task(item, wish, None if wish.is_urgent else gate)
+                    task = Task(item, wish, None if wish.is_urgent else gate, wait_until)
                     self._tasks[item] = task
                     self._unfinished += 1
                     joined.fresh.append(task)
                 elif wish.is_urgent and task.gate is not None:
-                    task.wish, task.gate = wish, None
+                    task.wish, task.gate = replace(task.wish, is_urgent=True), None
                     if task.planned is not None:
                         joined.promoted.append(task)
                 joined.tasks[item] = task
@@ -82,5 +85,29 @@ class Tasks:
             return list(self._tasks.values())
 
     @property
+    def under_way(self) -> set[Item]:
+        return {task.item for task in self.all if not task.future.done()}
+
+    @property
     def failed(self) -> list[Task]:
         return [task for task in self.all if task.error is not None]
+
+
+def demanding_task(task: Task, absent: Callable[[Item], DevserverError]) -> Task:
+    """Return ``task`` for somebody who must have it, though others can do without it.
+
+    ``absent`` makes the error for when it turns out to be so.
+    """
+    if not task.wish.may_be_absent or task.planned is not None:
+        return task
+    own = Task(task.item, Wish(), None)
+    task.accepted.add_done_callback(lambda done: resolve(own.accepted, done.exception()))
+
+    def ended(done: Future[None]) -> None:
+        error = done.exception()
+        if error is None and task.planned is None:
+            error = absent(task.item)
+        resolve(own.future, error)
+
+    task.future.add_done_callback(ended)
+    return own

@@ -31,6 +31,7 @@ from artifacts.retries import RetryLimits
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
+from artifacts.timers import Timers
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 from downloader import DownloaderCache
@@ -44,7 +45,7 @@ def equipment(tmp_path: Path) -> Iterator[Equipment]:
     staging = Staging(tmp_path / "static")
     sources = Sources(AllowList(["http://", "file://"]), Timeouts(2, 2), 16)
     connections, threads = Workers("connection", 16), Workers("staging", 32)
-    writeback = Workers("writeback", 2)
+    writeback, timers = Workers("writeback", 2), Timers("upload-watch", 4)
     yield Equipment(
         staging,
         sources,
@@ -54,7 +55,9 @@ def equipment(tmp_path: Path) -> Iterator[Equipment]:
         threads,
         FetchLimits(4, RetryLimits(2, 0.01)),
         UnpackLimits(),
+        timers,
     )
+    assert timers.close(timeout_seconds=10)
     assert threads.close(timeout_seconds=10)
     assert connections.close(timeout_seconds=10)
     assert writeback.close(timeout_seconds=10)

@@ -33,10 +33,24 @@ _WAIT_SECONDS = 24 * 3600.0
 @click.argument("archive_url")
 @click.option("--artifacts", default="", help="artifacts to stage, separated by commas")
 @click.option("--files", default="", help="files or globs of the archive to stage, likewise")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="how long the builder may take to upload what is not there yet",
+)
 @click.option("--json", "as_json", is_flag=True, help="print what is staged as JSON")
 @server_options
 def stage_command(
-    archive_url: str, artifacts: str, files: str, as_json: bool, server: str, token: str | None
+    archive_url: str,
+    artifacts: str,
+    files: str,
+    wait_seconds: int,
+    as_json: bool,
+    server: str,
+    token: str | None,
 ) -> None:
     """Stage a build: all that the catalog wants of it, or just some ARTIFACTS or FILES.
 
@@ -46,6 +60,7 @@ def stage_command(
         "archive_url": archive_url,
         "artifacts": [name for name in artifacts.split(",") if name],
         "files": [name for name in files.split(",") if name],
+        "wait": wait_seconds,
     }
     name = _name_of(archive_url)
     with Client(server, token) as client:

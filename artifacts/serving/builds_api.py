@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -50,9 +51,11 @@ class LiveDownloader(Protocol):
 class Downloads(Protocol):
     """The downloader cache, as far as this page needs it."""
 
-    def download(self, archive_url: ArchiveUrl) -> Future[None]: ...
+    def download(self, archive_url: ArchiveUrl, wait_seconds: float) -> Future[None]: ...
 
-    def stage(self, archive_url: ArchiveUrl, items: Iterable[Item]) -> Future[None]: ...
+    def stage(
+        self, archive_url: ArchiveUrl, items: Iterable[Item], wait_seconds: float
+    ) -> Future[None]: ...
 
     def drop(self, name: BuildName) -> None: ...
 
@@ -82,7 +85,10 @@ class BuildsApi:
         staging: Staging,
         downloads: Downloads,
         parse_archive_url: Callable[[str], ArchiveUrl],
+        max_wait_seconds: float,
     ) -> None:
+        """``max_wait_seconds``: the longest that a builder is waited for."""
+        self._max_wait_seconds = max_wait_seconds
         self._staging = staging
         self._downloads = downloads
         self._parse_archive_url = parse_archive_url
@@ -128,10 +134,11 @@ class BuildsApi:
         if archive_url.name != name:
             raise BadRequest(f"archive_url is of {archive_url.name}, not of {name}")
         artifacts, files = _words(wanted, "artifacts"), _words(wanted, "files")
+        wait_seconds = min(_seconds(wanted, "wait"), self._max_wait_seconds)
         if artifacts or files:
-            self._downloads.stage(archive_url, items_of(artifacts, files))
+            self._downloads.stage(archive_url, items_of(artifacts, files), wait_seconds)
         else:
-            self._downloads.download(archive_url)
+            self._downloads.download(archive_url, wait_seconds)
 
     def _describe(self, name: BuildName, *, in_full: bool = False) -> dict[str, Any] | None:
         """Describe a build; None where there is nothing to describe."""
@@ -291,6 +298,14 @@ def _text(wanted: dict[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise BadRequest(f"{key} must be text")
     return value
+
+
+def _seconds(wanted: dict[str, Any], key: str) -> float:
+    value = wanted.get(key) or 0
+    # JSON's true is Python's 1, and its parser lets Infinity and NaN through.
+    if type(value) not in {int, float} or not 0 <= value < math.inf:
+        raise BadRequest(f"{key} must be a number of seconds")
+    return float(value)
 
 
 def _words(wanted: dict[str, Any], key: str) -> list[str]:

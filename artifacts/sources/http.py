@@ -10,6 +10,7 @@ from artifacts.sources.http_index import MAX_ENTRIES, parse_index
 from artifacts.sources.http_range import HttpRange, describe_response, http_generation, let_go
 from artifacts.sources.source import ArchiveFile
 from artifacts.sources.transport import MISSING, Transport
+from artifacts.sources.uploaded import UPLOADED, parse_uploaded
 
 _MAX_LISTING_BYTES = 64 << 20
 _MAX_DIRECTORIES = 10_000
@@ -25,13 +26,10 @@ class HttpSource:
 
     def list(self, archive_url: ArchiveUrl) -> list[ArchiveFile]:
         """List what ``UPLOADED`` names (one name a line); without it, what nginx's index shows."""
-        url = f"{archive_url}/UPLOADED"
+        url = f"{archive_url}/{UPLOADED}"
         uploaded = self._transport.read_small(url, url, _MAX_LISTING_BYTES)
         if uploaded is not None:
-            if uploaded.count(b"\n") > MAX_ENTRIES:
-                raise ArchiveError(f"{url} lists over {MAX_ENTRIES} files")
-            lines = uploaded.decode("utf-8-sig", "replace").split("\n")
-            return [ArchiveFile(name) for name in dict.fromkeys(map(str.strip, lines)) if name]
+            return [ArchiveFile(name) for name in parse_uploaded(uploaded, url)]
         files = _list_index(self._transport, f"{archive_url}/")
         if files is None:
             raise BuildNotFound(f"no such build: {archive_url}")
