@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Fault
+from test_crash import wait_until
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.build import Build
@@ -19,11 +22,13 @@ from artifacts.catalog import Catalog
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 from artifacts.equipment import Equipment
 from artifacts.errors import (
+    ArchiveError,
     BuildNotFound,
     Busy,
     Conflict,
     DevserverError,
     InsufficientStorage,
+    NotFound,
 )
 from artifacts.fetch import FetchLimits
 from artifacts.manifest import Item
@@ -336,3 +341,65 @@ def test_clean_of_another_archive_drops_nothing(
     with pytest.raises(Conflict):
         cache.stage(theirs, [Item.artifact("stateful")], drop_first=True)
     assert cache.is_staged(ours, [Item.artifact("stateful")])
+
+
+def test_whatever_comes_or_not_while_many_wait_all_are_answered_and_nothing_is_left_over(
+    equipment: Equipment,
+    cache: DownloaderCache,
+    archive_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("artifacts.upload_watch._FIRST_PAUSE_SECONDS", 0.01)
+    names = ["x_full_y.bin", "stateful.tgz", "a", "b", "c"]
+    build = archive_directory / "board/R1-1"
+    url = ArchiveUrl.parse(f"file://{build}")
+    ended = threading.Event()
+
+    def upload(seed: int) -> None:
+        chance = random.Random(seed)
+        while not ended.is_set():
+            write_build(build, **{chance.choice(names): b"same"})
+            if chance.random() < 0.7:
+                (build / chance.choice(names)).unlink(missing_ok=True)
+
+    def ask(seed: int) -> None:
+        chance = random.Random(seed)
+        wait_seconds = chance.choice([0, 0.02, 0.1, 0.3])
+        if chance.random() < 0.3:
+            future = cache.download(url, wait_seconds)
+        else:
+            items = [Item.artifact("stateful"), *map(Item.files, names)]
+            future = cache.stage(url, chance.sample(items, 2), wait_seconds)
+        error = future.exception(SECONDS)
+        # What the listing names may be gone when it is fetched.
+        assert error is None or isinstance(error, NotFound | ArchiveError)
+
+    uploader = threading.Thread(target=upload, args=(0,))
+    uploader.start()
+    try:
+        with ThreadPoolExecutor(30) as pool:
+            for asked in [pool.submit(ask, seed) for seed in range(600)]:
+                asked.result()
+    finally:
+        ended.set()
+        uploader.join()
+    wait_until(lambda: cache.sizes == (0, 0))
+    write_build(build, **dict.fromkeys(names, b"same"))
+    items = [Item.artifact("full_payload"), *map(Item.files, names)]
+    cache.stage(url, items).result(SECONDS)
+    assert cache.is_staged(url, items)
+    # Promises of disk are all given back.
+    space = equipment.staging.space
+    space.reserve(space.free_bytes() - 10_000_000, "all of it", lambda: 0).release()
+
+
+def test_waiting_ends_with_the_cache_at_once(cache: DownloaderCache, tmp_path: Path) -> None:
+    urls = [ArchiveUrl.parse(f"file://{tmp_path}/board/R1-{number}") for number in range(20)]
+    waiting = [cache.download(url, 1000) for url in urls]
+    begun_at = time.monotonic()
+    cache.close(timeout_seconds=30)
+    assert time.monotonic() - begun_at < 5
+    for future in waiting:
+        with pytest.raises(Busy):
+            future.result(SECONDS)
+    assert cache.sizes == (0, 0)

@@ -301,7 +301,7 @@ def _text(wanted: dict[str, Any], key: str) -> str | None:
 
 
 def _seconds(wanted: dict[str, Any], key: str) -> float:
-    value = wanted.get(key) or 0
+    value = wanted.get(key, 0)
     # JSON's true is Python's 1, and its parser lets Infinity and NaN through.
     if type(value) not in {int, float} or not 0 <= value < math.inf:
         raise BadRequest(f"{key} must be a number of seconds")
