@@ -141,8 +141,7 @@ class Lab:
 
     @lab_rpc(changes=True)
     def stage(self, arguments: Arguments) -> Wait | str:
-        """/stage?archive_url=U&artifacts=a,b&files=x,y[&async=True][&clean=True][&wait=SECONDS]:
-        stage parts.
+        """/stage?archive_url=U&artifacts=A&files=X[&async=True][&clean=True][&wait=S]: stage parts.
 
         artifacts are names from the catalog; files are names or globs of files in the archive,
         staged as they are. Answers Success when they are staged or, with async=True, when that has
