@@ -13,7 +13,7 @@ from pathlib import Path
 import requests
 
 from bench.benchmarks import BENCHMARKS
-from bench.measure import Row
+from bench.measure import Gap, Row
 from bench.place import Place, Unmeasured
 from bench.report import describe_machine, print_row, print_table, write_json
 
@@ -25,6 +25,7 @@ def main() -> None:
     # As by Ctrl-C: all that was started is ended, and all files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     rows: list[Row] = []
+    gaps: list[Gap] = []
     unmeasured: dict[str, str] = {}
     failed = False
     print(", ".join(f"{name} {value}" for name, value in describe_machine().items()))
@@ -35,6 +36,12 @@ def main() -> None:
             begun_at = time.monotonic()
             try:
                 for row in BENCHMARKS[name](place):
+                    if isinstance(row, Gap):
+                        gaps.append(row)
+                        failed = failed or row.is_failure
+                        verb = "failed" if row.is_failure else "is not measured"
+                        print(f"\n{row.what}\n    {verb}: {row.reason}")
+                        continue
                     rows.append(row)
                     print_row(row)
             except Unmeasured as error:
@@ -50,7 +57,7 @@ def main() -> None:
     if options.quick:
         print("\nA quick run: a look, not a measurement.")
     if options.json is not None:
-        write_json(options.json, rows, unmeasured, quick=options.quick)
+        write_json(options.json, rows, gaps, unmeasured, quick=options.quick)
     sys.exit(failed)
 
 
@@ -66,7 +73,7 @@ def _parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures to FILE")
     parser.add_argument(
-        "--quick", action="store_true", help="smaller sizes and two rounds: under two minutes"
+        "--quick", action="store_true", help="smaller sizes and two rounds: under three minutes"
     )
     parser.add_argument(
         "--directory",

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 from bench.footprint import idle, memory
 from bench.many_machines import one_build, waiters
-from bench.measure import Row
+from bench.measure import Gap, Row
 from bench.place import Place
 from bench.staging_speed import far_archive, fast_archive, many_files
 
-BENCHMARKS: dict[str, Callable[[Place], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "fast-archive": fast_archive,
     "far-archive": far_archive,
     "many-files": many_files,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from artifacts.manifest import Item, ItemRecord, ItemState, Manifest, StagedFile
 from bench.measure import Goal, Row, Run, describe_runs, interleave, runs_to_json
-from bench.nginx_archive import nginx_archive, nginx_path, nginx_version
+from bench.nginx_archive import nginx_archive
 from bench.objects import BUCKET, make_object
-from bench.place import GIB, Place, Unmeasured
+from bench.place import GIB, Place
 from bench.processes import Devserver, PeakMemory
-from bench.staging_speed import stage
+from bench.programs import need, versioned
+from bench.stage import stage
 
 _FREE_DISK_BYTES = 25e9
 _BUILDS = 10_000
@@ -22,8 +23,7 @@ _FILES_OF_A_BUILD = 5
 
 def memory(place: Place) -> Iterator[Row]:
     """The server's memory while it stages 10 GiB."""
-    if nginx_path() is None:
-        raise Unmeasured("needs nginx")
+    need("nginx")
     size = 10 * GIB
     what = "memory while staging"
     if place.quick or place.free_bytes() < _FREE_DISK_BYTES:
@@ -40,9 +40,10 @@ def memory(place: Place) -> Iterator[Row]:
             run = stage(server, archive, big)
     yield Row(
         "memory",
-        f"{what} {size // GIB} GiB, one file of zeros, fast archive ({nginx_version()})",
+        f"{what} {size // GIB} GiB, one file of zeros, fast archive ({versioned('nginx')})",
         f"idle: {idle_bytes / 1e6:.0f} MB",
-        Goal("<=", 150, "MB"),
+        "MB",
+        Goal("<=", 150),
         [peak.bytes / 1e6],
         [describe_runs("devserver", [run])],
         {"size": size, "idle_bytes": idle_bytes, "peak_bytes": peak.bytes, "seconds": run.seconds},
@@ -73,7 +74,8 @@ def idle(place: Place) -> Iterator[Row]:
         "idle",
         f"idle, just started: memory of {statistics.median(processes):g} process",
         "itself",
-        Goal("<=", 100, "MB"),
+        "MB",
+        Goal("<=", 100),
         rss,
         [f"processes: {max(processes)} (goal 1)"],
         raw,
@@ -82,7 +84,8 @@ def idle(place: Place) -> Iterator[Row]:
         "idle",
         f"start with {builds:,} staged builds of {_FILES_OF_A_BUILD} files: so much later",
         "start with none",
-        Goal("<=", 0.5, "s"),
+        "s",
+        Goal("<=", 0.5),
         [a.seconds - b.seconds for a, b in zip(runs["full"], runs["empty"], strict=True)],
         [describe_runs(f"{builds:,} builds", runs["full"]), describe_runs("none", runs["empty"])],
         raw,

@@ -15,7 +15,7 @@ from bench.objects import BUCKET, Object, make_object
 from bench.place import MIB, Place
 from bench.processes import Devserver, PeakMemory
 from bench.shaped_archive import ShapedArchive, shaped_archive
-from bench.staging_speed import stage
+from bench.stage import stage
 
 _MACHINES = 1000
 _PROBE_PAUSE_SECONDS = 0.01
@@ -56,7 +56,8 @@ def one_build(place: Place) -> Iterator[Row]:
         "one-build",
         f"{what}: bytes from the archive for each byte of it",
         "the size of the build",
-        Goal("<=", 1, "x"),
+        "x",
+        Goal("<=", 1),
         [run.archive_bytes / size for run in runs["crowd"]],
         notes,
         raw,
@@ -65,7 +66,8 @@ def one_build(place: Place) -> Iterator[Row]:
         "one-build",
         f"{what}: p99",
         "one machine's time",
-        Goal("<=", 1.2, "x"),
+        "x",
+        Goal("<=", 1.2),
         [crowd / one for crowd, one in zip(p99s, alone, strict=True)],
         notes,
         raw,
@@ -139,7 +141,8 @@ def waiters(place: Place) -> Iterator[Row]:
         "waiters",
         f"{what}: p99 of {probes:,} /check_health, 100 a second, each on its own connection",
         "the bar is 100 ms",
-        Goal("<=", 20, "ms"),
+        "ms",
+        Goal("<=", 20),
         p99s,
         [
             f"p50 {median(p50s):.1f} ms; p99 without waiters {median(p99s_idle):.1f} ms",
@@ -152,7 +155,8 @@ def waiters(place: Place) -> Iterator[Row]:
         "waiters",
         f"{what}: memory at the peak, over idle",
         "the same server, idle",
-        Goal("<=", 60, "MB"),
+        "MB",
+        Goal("<=", 60),
         over_idle,
         [f"{median(over_staging):.1f} MB over what it had just when the staging had begun"],
         raw,

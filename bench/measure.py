@@ -27,19 +27,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure should be: at least, or at most, ``value`` of ``unit``."""
+    """What a figure should be: at least, or at most, ``value``, in the row's unit."""
 
     relation: str
     value: float
-    unit: str
 
     def is_reached(self, value: float) -> bool:
         # What is printed is what is judged: a figure counts as it is rounded.
         value = float(f"{value:.{_digits(value)}f}")
         return value >= self.value if self.relation == ">=" else value <= self.value
-
-    def __str__(self) -> str:
-        return f"{self.relation} {self.value:g} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,9 @@ class Row:
     Attributes:
         what: what devserver did, with sizes and numbers of clients.
         against: the peer, or the state, that it was measured against in the same run.
-        values: one for each pair, in ``goal.unit``; their median is the figure.
+        unit: of the values: "x" for a ratio.
+        goal: None where there is none: the figure is of interest all the same.
+        values: one for each pair; their median is the figure.
         notes: what else belongs beside the figure: CPU seconds, bytes, absolute times.
         raw: everything measured, for the JSON.
     """
@@ -57,7 +55,8 @@ class Row:
     benchmark: str
     what: str
     against: str
-    goal: Goal
+    unit: str
+    goal: Goal | None
     values: Sequence[float]
     notes: Sequence[str] = ()
     raw: Mapping[str, Any] = field(default_factory=dict)
@@ -67,29 +66,46 @@ class Row:
         return statistics.median(self.values)
 
     @property
-    def is_reached(self) -> bool:
-        return self.goal.is_reached(self.figure)
+    def verdict(self) -> str:
+        if self.goal is None:
+            return ""
+        return "reached" if self.goal.is_reached(self.figure) else "not reached"
 
     @property
     def figure_text(self) -> str:
         digits = _digits(self.figure)
-        text = f"{self.figure:.{digits}f} {self.goal.unit}"
+        text = f"{self.figure:.{digits}f} {self.unit}"
         if len(self.values) > 1:
             text += f" ({min(self.values):.{digits}f} to {max(self.values):.{digits}f})"
         return text
+
+    @property
+    def goal_text(self) -> str:
+        return f"{self.goal.relation} {self.goal.value:g} {self.unit}" if self.goal else ""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "benchmark": self.benchmark,
             "what": self.what,
             "against": self.against,
-            "goal": asdict(self.goal),
+            "unit": self.unit,
+            "goal": asdict(self.goal) if self.goal else None,
             "figure": self.figure,
-            "is_reached": self.is_reached,
+            "verdict": self.verdict,
             "values": list(self.values),
             "notes": list(self.notes),
             "raw": dict(self.raw),
         }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A line of the table that is missing, and why: by failure, or for want of a program."""
+
+    benchmark: str
+    what: str
+    reason: str
+    is_failure: bool = False
 
 
 def interleave(

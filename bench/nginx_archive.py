@@ -1,15 +1,14 @@
 """The fast archive: nginx on loopback, answering as Google Storage's JSON API does.
 
-It serves each object at its media URL, with the headers that Google sends, and a listing for each
-target, of which there is one build. (The emulated Google Storage of the tests reads whole objects
-for each range.)
+It serves each object at its media URL, with the headers that Google sends; what Google would say of
+it; and a listing for each target, of which there is one build. (The emulated Google Storage of the
+tests reads whole objects for each range.)
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import requests
 
 from bench.objects import BUCKET, Object, listing_of
 from bench.processes import started, wait_until
+from bench.programs import program_path
 
 _CONFIGURATION = """\
 daemon off;
@@ -38,7 +38,7 @@ http {{
     tcp_nopush on;
     keepalive_requests 100000;
     default_type application/octet-stream;
-    map $arg_prefix $target {{ "~*^(?<first>[a-z-]+)(%2F|/)" $first; }}
+    map $arg_prefix $target {{ "~*^(?<first>[a-z0-9-]+)(%2F|/)" $first; }}
     server {{
         listen 127.0.0.1:{port};
         location = /storage/v1/b/{bucket}/o {{
@@ -54,6 +54,10 @@ _LOCATION = """\
 {headers}
             alias "{path}";
         }}
+        location = "{resource_path}" {{
+            default_type application/json;
+            return 200 '{resource}';
+        }}
 """
 
 
@@ -63,9 +67,6 @@ class NginxArchive:
     def __init__(self, directory: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log = directory / "nginx-sent.log"
-
-    def media_url(self, each: Object) -> str:
-        return f"{self.url}{each.media_path.replace(each.name, each.name.replace('/', '%2F'))}"
 
     def bytes_sent(self) -> int:
         """Return the body bytes of all answers that have ended."""
@@ -91,26 +92,22 @@ def nginx_archive(directory: Path, objects: Sequence[Object]) -> Iterator[NginxA
         ),
         encoding="utf-8",
     )
-    command = [str(nginx_path()), "-p", str(directory), "-c", str(configuration)]
+    command = [str(program_path("nginx")), "-p", str(directory), "-c", str(configuration)]
     with started([*command, "-e", str(directory / "nginx-error.log")], directory / "log"):
         archive = NginxArchive(directory, port)
-        wait_until(lambda: _answers(archive.media_url(objects[0])))
+        wait_until(lambda: _answers(objects[0].media_url(archive.url)))
         yield archive
-
-
-def nginx_path() -> Path | None:
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    return Path(found) if found else None
-
-
-def nginx_version() -> str:
-    result = subprocess.run([str(nginx_path()), "-v"], capture_output=True, text=True, check=True)
-    return result.stderr.strip().removeprefix("nginx version: ").replace("/", " ")
 
 
 def _location_of(each: Object) -> str:
     headers = "\n".join(f'            add_header {k} "{v}";' for k, v in each.headers.items())
-    return _LOCATION.format(media_path=each.media_path, headers=headers, path=each.path)
+    return _LOCATION.format(
+        media_path=each.media_path,
+        headers=headers,
+        path=each.path,
+        resource_path=each.resource_path,
+        resource=json.dumps(each.resource),
+    )
 
 
 def _answers(url: str) -> bool:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import google_crc32c
 
@@ -52,12 +53,31 @@ class Object:
     @property
     def media_path(self) -> str:
         """Where a URL's path, decoded, finds its bytes."""
-        return f"/download/storage/v1/b/{BUCKET}/o/{self.name}"
+        return f"/download{self.resource_path}"
+
+    @property
+    def resource_path(self) -> str:
+        """Where a URL's path, decoded, finds what is said of it."""
+        return f"/storage/v1/b/{BUCKET}/o/{self.name}"
+
+    def media_url(self, endpoint: str) -> str:
+        name = quote(self.name, safe="")
+        return f"{endpoint}/download/storage/v1/b/{BUCKET}/o/{name}"
 
 
 def listing_of(objects: Sequence[Object], prefix: str) -> bytes:
     items = [each.resource for each in objects if each.name.startswith(prefix)]
     return json.dumps({"kind": "storage#objects", "items": items}).encode("utf-8")
+
+
+def object_of_file(path: Path, name: str) -> Object:
+    """Describe a file that is there, as the object ``name``."""
+    crc32c = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            crc32c = google_crc32c.extend(crc32c, block)
+    path.chmod(0o644)
+    return Object(name, path, path.stat().st_size, _encoded(crc32c))
 
 
 def make_object(directory: Path, name: str, size: int, *, sparse: bool = False) -> Object:
@@ -72,7 +92,11 @@ def make_object(directory: Path, name: str, size: int, *, sparse: bool = False) 
                 file.write(block)
         file.truncate(size)
     path.chmod(0o644)
-    return Object(name, path, size, base64.b64encode(crc32c.to_bytes(4, "big")).decode("ascii"))
+    return Object(name, path, size, _encoded(crc32c))
+
+
+def _encoded(crc32c: int) -> str:
+    return base64.b64encode(crc32c.to_bytes(4, "big")).decode("ascii")
 
 
 def _blocks(size: int, sparse: bool) -> Iterator[bytes]:

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 MIB = 1 << 20
 GIB = 1 << 30
+
+_TMPFS = Path("/dev/shm")
 
 
 class Unmeasured(Exception):
@@ -36,6 +40,19 @@ class Place:
             Path(directory).chmod(0o755)
             yield Path(directory)
 
+    @contextmanager
+    def room_in_memory(self, name: str, needed_bytes: int) -> Iterator[Path]:
+        """A directory on a tmpfs that can take so much; where there is none, one as others are."""
+        can_take = (
+            _TMPFS.is_mount()
+            and shutil.disk_usage(_TMPFS).free > needed_bytes
+            and psutil.virtual_memory().available > needed_bytes
+        )
+        with tempfile.TemporaryDirectory(
+            prefix=f"devserver-bench-{name}-", dir=_TMPFS if can_take else self.directory
+        ) as directory:
+            yield Path(directory)
+
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.directory).free
 
@@ -45,3 +62,8 @@ class Place:
             raise Unmeasured(
                 f"needs {needed_bytes / 1e9:.0f} GB of disk, free are {free / 1e9:.0f}"
             )
+
+
+def medium_of(directory: Path) -> str:
+    """Say what a directory of ``Place.room_in_memory`` is on."""
+    return "tmpfs" if directory.is_relative_to(_TMPFS) else "disk: no tmpfs has room"

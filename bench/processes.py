@@ -30,8 +30,16 @@ class Devserver:
         start_seconds: from starting the process until it answered.
     """
 
-    def __init__(self, directory: Path, *options: str, storage_url: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        storage_url: str | None = None,
+        catalog: str | Path = "everything",
+        static_directory: Path | None = None,
+    ) -> None:
         """``storage_url``: of what stands in as Google Storage."""
+        self.static_directory = static_directory or directory / "data" / "static"
         directory.mkdir(parents=True, exist_ok=True)
         portfile = directory / "port"
         portfile.unlink(missing_ok=True)
@@ -43,9 +51,10 @@ class Devserver:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, str(REPOSITORY / "devserver.py"), "--catalog", "everything"),
+                    *(sys.executable, str(REPOSITORY / "devserver.py"), "--catalog", str(catalog)),
                     *("--host", "127.0.0.1", "--port", "0", "--portfile", str(portfile)),
                     *("--data-dir", str(directory / "data"), "--shutdown-timeout", "0"),
+                    *("--static-dir", str(self.static_directory)),
                     *options,
                 ],
                 stdout=log,
@@ -64,7 +73,6 @@ class Devserver:
             print(self._log.read_text(encoding="utf-8", errors="replace")[-2000:], file=sys.stderr)
             raise
         self.start_seconds = time.monotonic() - begun_at
-        self.static_directory = directory / "data" / "static"
 
     def call(self, path: str, **query: str) -> str:
         """Return the body of an answer that has to be 200."""
@@ -173,11 +181,12 @@ def wait_until(is_so: Callable[[], bool], seconds: float = START_SECONDS) -> Non
 
 
 def cpu_seconds_of_tree(process: psutil.Process) -> float:
+    """Return what a process has taken, with those that it has started and those that have ended."""
     total = 0.0
     for each in _tree(process):
         with suppress(psutil.NoSuchProcess):
             times = each.cpu_times()
-            total += times.user + times.system
+            total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

@@ -1,8 +1,9 @@
 """The far archive: a Google Storage with a round trip and a speed, in a process of its own.
 
 Each answer begins one round trip after its request, the first of a connection two (one is the
-connection's own), and each connection gets so many bytes a second. A connection that idles for
-three seconds is closed, so that no run profits from the one before.
+connection's own), and each connection gets so many bytes a second; all of them together, where the
+link is slow, so many as the link takes, by turns. A connection that idles for three seconds is
+closed, so that no run profits from the one before.
 
 One thread serves all connections by turns, from the page cache (sendfile): at 1,280 MB/s, more than
 anything here asks for, it takes about half a core.
@@ -15,6 +16,7 @@ import contextlib
 import heapq
 import itertools
 import json
+import math
 import os
 import re
 import selectors
@@ -60,9 +62,10 @@ def shaped_archive(
     objects: Sequence[Object],
     *,
     bytes_per_second: float,
+    link_bytes_per_second: float = math.inf,
     round_trip_seconds: float = 0.05,
 ) -> Iterator[ShapedArchive]:
-    """Run one; ``bytes_per_second`` are a connection's."""
+    """Run one; ``bytes_per_second`` are a connection's, those of the link all connections'."""
     directory.mkdir(parents=True, exist_ok=True)
     description, portfile = directory / "objects.json", directory / "port"
     portfile.unlink(missing_ok=True)
@@ -72,6 +75,7 @@ def shaped_archive(
     command = [
         *(sys.executable, "-m", "bench.shaped_archive", str(description), str(portfile)),
         *("--round-trip", str(round_trip_seconds), "--rate", str(bytes_per_second)),
+        *("--link-rate", str(link_bytes_per_second)),
     ]
     with started(command, directory / "log") as process:
         yield ShapedArchive(f"http://127.0.0.1:{wait_for_text(portfile, process)}")
@@ -96,13 +100,18 @@ class _Connection:
 
 
 class _Site:
-    def __init__(self, objects: Sequence[Object], round_trip: float, rate: float) -> None:
+    def __init__(
+        self, objects: Sequence[Object], round_trip: float, rate: float, link_rate: float
+    ) -> None:
         self._objects = {each.media_path: each for each in objects}
+        self._resources = {each.resource_path: each.resource for each in objects}
         self._descriptors = {
             path: os.open(each.path, os.O_RDONLY) for path, each in self._objects.items()
         }
         self._round_trip = round_trip
         self._rate = rate
+        self._link_rate = link_rate
+        self._link_free_at = 0.0
         self._bytes_sent = 0
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, _Connection] = {}
@@ -114,18 +123,22 @@ class _Site:
         self._selector.register(listener, selectors.EVENT_READ, None)
         while True:
             now = time.monotonic()
-            timeout = max(0.0, self._turns[0][0] - now) if self._turns else _IDLE_SECONDS / 4
+            timeout = max(0.0, self._next_turn_at() - now)
             for key, _ in self._selector.select(min(timeout, _IDLE_SECONDS / 4)):
                 if key.data is None:
                     self._accept(listener)
                 else:
                     self._look_at(key.data)
             now = time.monotonic()
-            while self._turns and self._turns[0][0] <= now:
+            while self._next_turn_at() <= now:
                 _, number = heapq.heappop(self._turns)
                 if connection := self._connections.get(number):
                     self._send(connection, now)
             self._close_idle(now)
+
+    def _next_turn_at(self) -> float:
+        # While the link is busy, nobody is passed over: who is due first is first when it is free.
+        return max(self._turns[0][0], self._link_free_at) if self._turns else math.inf
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -141,7 +154,7 @@ class _Site:
         if connection.is_answering:
             # It can take more again.
             self._selector.unregister(connection.socket)
-            self._send(connection, time.monotonic())
+            heapq.heappush(self._turns, (time.monotonic(), connection.number))
             return
         try:
             received = connection.socket.recv(65536)
@@ -165,7 +178,7 @@ class _Site:
         connection.descriptor, connection.position, connection.stop = -1, 0, 0
         due = time.monotonic() + self._round_trip
         if connection.accepted_at is not None:
-            due += self._round_trip
+            due = max(due, connection.accepted_at + 2 * self._round_trip)
             connection.accepted_at = None
         if path == "/bytes-sent":
             connection.head = _whole(200, str(self._bytes_sent).encode("ascii"))
@@ -174,6 +187,9 @@ class _Site:
             prefix = parse_qs(target.query).get("prefix", [""])[0]
             listing = listing_of(list(self._objects.values()), prefix)
             connection.head = _whole(200, listing, "application/json")
+        elif (resource := self._resources.get(path)) is not None:
+            body = json.dumps(resource).encode("ascii")
+            connection.head = _whole(200, body, "application/json")
         elif (found := self._objects.get(path)) is not None:
             connection.descriptor = self._descriptors[path]
             connection.position, connection.stop = 0, found.size
@@ -222,11 +238,15 @@ class _Site:
             connection.begun_at += behind - _WINDOW_SECONDS
         allowed = int((now - connection.begun_at + _TURN_SECONDS) * self._rate) - sent_before
         count = min(allowed, connection.stop - connection.position)
+        if self._link_rate < math.inf:
+            count = min(count, int(_TURN_SECONDS * self._link_rate))
         if count > 0:
             descriptor = connection.socket.fileno()
             sent = os.sendfile(descriptor, connection.descriptor, connection.position, count)
             connection.position += sent
             self._bytes_sent += sent
+            link_free_at = max(self._link_free_at, now - _WINDOW_SECONDS)
+            self._link_free_at = link_free_at + sent / self._link_rate
 
     def _close_idle(self, now: float) -> None:
         idle = [
@@ -255,12 +275,13 @@ def main() -> None:
     parser.add_argument("portfile", type=Path)
     parser.add_argument("--round-trip", type=float, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--link-rate", type=float, required=True)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     described = json.loads(options.objects.read_text(encoding="utf-8"))
     objects = [Object(**(each | {"path": Path(each["path"])})) for each in described]
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        site = _Site(objects, options.round_trip, options.rate)
+        site = _Site(objects, options.round_trip, options.rate, options.link_rate)
         aside = options.portfile.with_suffix(".new")
         aside.write_text(str(listener.getsockname()[1]), encoding="ascii")
         aside.replace(options.portfile)
