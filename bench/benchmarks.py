@@ -9,11 +9,13 @@ from bench.many_machines import one_build, waiters
 from bench.measure import Gap, Row
 from bench.place import Place
 from bench.staging_speed import far_archive, fast_archive, many_files
+from bench.unpacking import unpacking
 
 BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "fast-archive": fast_archive,
     "far-archive": far_archive,
     "many-files": many_files,
+    "unpacking": unpacking,
     "one-build": one_build,
     "waiters": waiters,
     "memory": memory,

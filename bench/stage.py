@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from bench.autotest_tree import TreeSize, size_of_tree
 from bench.measure import Run
 from bench.nginx_archive import NginxArchive
 from bench.objects import BUCKET, Object
@@ -14,6 +15,8 @@ from bench.processes import Devserver, wait_until
 from bench.shaped_archive import ShapedArchive
 
 Archive = NginxArchive | ShapedArchive
+# With this catalog a devserver unpacks what `stage_unpacked` asks for.
+UNPACKING_CATALOG = Path(__file__).with_name("unpacking.toml")
 
 
 def stage(server: Devserver, archive: Archive, *objects: Object) -> Run:
@@ -23,6 +26,18 @@ def stage(server: Devserver, archive: Archive, *objects: Object) -> Run:
         return (build / Path(objects[0].name).name).stat().st_size == objects[0].size
 
     return _stage(server, archive, objects, ("files", "*.bin"), is_there)
+
+
+def stage_unpacked(server: Devserver, archive: Archive, each: Object, size: TreeSize) -> Run:
+    """Stage and unpack an object by one call of /stage, and drop it again.
+
+    ``server`` has the catalog ``UNPACKING_CATALOG``; ``size`` is what has to be there afterwards.
+    """
+
+    def is_there(build: Path) -> bool:
+        return size_of_tree(build) == size
+
+    return _stage(server, archive, [each], ("artifacts", "autotest"), is_there)
 
 
 def bytes_sent_since(archive: Archive, sent_before: int, expected: int) -> int:
