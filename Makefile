@@ -33,6 +33,7 @@ lint: $(INSTALLED_LINT)  ## check style, formatting and types
 	@$(BIN)/mypy
 
 bench: $(INSTALLED_TEST)  ## measure against the peers (BENCH_ARGS=... chooses what)
+	@.ci/bench_tools
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean:  ## remove .venv/ and everything else that make made
