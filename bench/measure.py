@@ -109,9 +109,13 @@ class Gap:
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[], Run]], rounds: int, *, warm_up_rounds: int = 0
+    subjects: Mapping[str, Callable[[], Run]],
+    rounds: int,
+    *,
+    warm_up_rounds: int = 0,
+    on_disk: bool = True,
 ) -> dict[str, list[Run]]:
-    """Run each subject ``rounds`` times, in turn, the disk settled before each run.
+    """Run each subject ``rounds`` times, in turn; before each run, let the disk it is on settle.
 
     Rounds to warm up come before, and do not count. A virtual machine that has not used its memory
     yet, or gave it back, takes seconds to get a GiB of it: whoever comes first would pay for all.
@@ -119,7 +123,8 @@ def interleave(
     runs: dict[str, list[Run]] = {name: [] for name in subjects}
     for _ in range(warm_up_rounds + rounds):
         for name, run in subjects.items():
-            os.sync()
+            if on_disk:
+                os.sync()
             runs[name].append(run())
     return {name: of_name[warm_up_rounds:] for name, of_name in runs.items()}
 

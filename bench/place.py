@@ -64,6 +64,6 @@ class Place:
             )
 
 
-def medium_of(directory: Path) -> str:
-    """Say what a directory of ``Place.room_in_memory`` is on."""
-    return "tmpfs" if directory.is_relative_to(_TMPFS) else "disk: no tmpfs has room"
+def is_in_memory(directory: Path) -> bool:
+    """Whether a directory of ``Place.room_in_memory`` is there."""
+    return directory.is_relative_to(_TMPFS)

@@ -56,7 +56,7 @@ def fast_archive(place: Place) -> Iterator[Row | Gap]:
         stage(server, archive, small)
         subjects: _Subjects = {"devserver": lambda: stage(server, archive, big)}
         subjects |= _downloads(present, archive, [big], room)
-        runs = interleave(subjects, place.rounds, warm_up_rounds=2)
+        runs = interleave(subjects, place.rounds, warm_up_rounds=0 if place.quick else 2)
     for peer in present:
         goal = _GOALS_OF_FAST.get(peer.name)
         yield _row("fast-archive", what, peer.description, goal, "devserver", peer.name, runs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from bench.measure import (
 )
 from bench.nginx_archive import nginx_archive
 from bench.objects import Object, object_of_file
-from bench.place import Place, Unmeasured, medium_of
+from bench.place import Place, Unmeasured, is_in_memory
 from bench.processes import CALL_SECONDS, Devserver, run_once
 from bench.programs import need, versioned
 from bench.shaped_archive import shaped_archive
@@ -119,7 +119,7 @@ def unpacking(place: Place) -> Iterator[Row | Gap]:
         packed = _pack(room / "objects", size, formats)
         fast = stack.enter_context(nginx_archive(room / "nginx", [*packed.values(), small]))
         bench = _Bench(place, room / "fast", memory, size)
-        for each, runs in bench.run(fast, small, packed, warm_up_rounds=1):
+        for each, runs in bench.run(fast, small, packed, warm_up_rounds=0 if place.quick else 1):
             yield from (
                 [runs] if isinstance(runs, Gap) else _rows_of_fast(bench, each, packed[each], runs)
             )
@@ -182,10 +182,10 @@ class _Bench:
         self.size = size
 
     def what(self, each: _Format, packed: Object, archive: str) -> str:
+        medium = "tmpfs" if is_in_memory(self._memory) else "disk: no tmpfs has room"
         return (
             f"stage and unpack {self.size.bytes / 1e6:.0f} MB in {self.size.files:,} files, "
-            f"{each.suffix} ({packed.size / 1e6:.0f} MB), {archive}, "
-            f"on {medium_of(self._memory)}"
+            f"{each.suffix} ({packed.size / 1e6:.0f} MB), {archive}, on {medium}"
         )
 
     def run(
@@ -217,7 +217,12 @@ class _Bench:
                 }
                 runs: dict[str, list[Run]] | Gap
                 try:
-                    runs = interleave(subjects, self._place.rounds, warm_up_rounds=warm_up_rounds)
+                    runs = interleave(
+                        subjects,
+                        self._place.rounds,
+                        warm_up_rounds=warm_up_rounds,
+                        on_disk=not is_in_memory(self._memory),
+                    )
                 except RuntimeError as error:
                     what = f"stage and unpack {each.suffix}"
                     runs = Gap("unpacking", what, str(error), is_failure=True)
@@ -225,13 +230,11 @@ class _Bench:
 
     def _unpack(self, each: _Format, path: Path) -> Run:
         """Unpack as one does without devserver, and remove everything."""
-        directory = self._memory / "unpacked"
-        directory.mkdir()
-        target = ("-d" if each.suffix == "zip" else "-C", str(directory))
-        seconds, cpu_seconds = run_once([*each.unpack, str(path), *target])
-        if size_of_tree(directory) != self.size:
-            raise RuntimeError(f"{each.unpack[0]} did not unpack all of {path.name}")
-        shutil.rmtree(directory)
+        with tempfile.TemporaryDirectory(dir=self._memory) as directory:
+            target = ("-d" if each.suffix == "zip" else "-C", directory)
+            seconds, cpu_seconds = run_once([*each.unpack, str(path), *target])
+            if size_of_tree(Path(directory)) != self.size:
+                raise RuntimeError(f"{each.unpack[0]} did not unpack all of {path.name}")
         path.unlink()
         return Run(seconds, cpu_seconds, 0)
 
