@@ -460,7 +460,7 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
                 threading.Thread(
                     target=meanwhile, args=(parts,), name="meanwhile", daemon=True
                 ).start()
-            ended.wait()
+            ended.get()
             _log.info("ending; what is under way gets %.0f s", config.shutdown_timeout)
     finally:
         engine.exit()

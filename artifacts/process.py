@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import resource
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,9 +43,10 @@ def raise_open_files_limit() -> None:
                 return
 
 
-def signalled_end() -> threading.Event:
-    """Return what SIGTERM and Ctrl-C set; a later one ends the process on the spot."""
-    ended = threading.Event()
+def signalled_end() -> queue.SimpleQueue[None]:
+    """Return what SIGTERM and Ctrl-C put something in; a later one ends the process on the spot."""
+    # An event has a lock, which the thread that the handler interrupts may just be holding.
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
     signalled_at: list[float] = []
 
     def end(*_: object) -> None:
@@ -53,7 +54,7 @@ def signalled_end() -> threading.Event:
         if signalled_at and time.monotonic() - signalled_at[0] > _SAME_ORDER_SECONDS:
             os._exit(1)
         signalled_at.append(time.monotonic())
-        ended.set()
+        ended.put(None)
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
