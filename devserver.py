@@ -444,7 +444,7 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     """
     set_up_logging(config.log_level)
     raise_open_files_limit()
-    ended = signalled_end()
+    wait_for_end = signalled_end()
     parts = Parts(config)
     engine = cherrypy.engine
     engine.autoreload.unsubscribe()
@@ -460,7 +460,7 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
                 threading.Thread(
                     target=meanwhile, args=(parts,), name="meanwhile", daemon=True
                 ).start()
-            ended.get()
+            wait_for_end()
             _log.info("ending; what is under way gets %.0f s", config.shutdown_timeout)
     finally:
         engine.exit()

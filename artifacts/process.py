@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import resource
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cherrypy
@@ -43,10 +42,13 @@ def raise_open_files_limit() -> None:
                 return
 
 
-def signalled_end() -> queue.SimpleQueue[None]:
-    """Return what SIGTERM and Ctrl-C put something in; a later one ends the process on the spot."""
-    # An event has a lock, which the thread that the handler interrupts may just be holding.
-    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+def signalled_end() -> Callable[[], None]:
+    """Return what blocks until SIGTERM or Ctrl-C; a later one ends the process on the spot."""
+    # A pipe: a lock may just be held by the thread that is interrupted, and a thread that is about
+    # to wait for one is not woken.
+    told, telling = os.pipe()
+    os.set_blocking(telling, False)
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
     signalled_at: list[float] = []
 
     def end(*_: object) -> None:
@@ -54,11 +56,14 @@ def signalled_end() -> queue.SimpleQueue[None]:
         if signalled_at and time.monotonic() - signalled_at[0] > _SAME_ORDER_SECONDS:
             os._exit(1)
         signalled_at.append(time.monotonic())
-        ended.put(None)
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    return ended
+
+    def wait() -> None:
+        os.read(told, 1)
+
+    return wait
 
 
 @contextlib.contextmanager
