@@ -366,7 +366,9 @@ class Parts:
                 writeback,
                 self.threads,
                 FetchLimits(config.connections, RetryLimits(config.tries)),
-                UnpackLimits(config.max_unpacked, config.max_members),
+                UnpackLimits(
+                    config.max_unpacked, config.max_members, self.staging.space.check_room
+                ),
                 timers,
             )
             self.downloads = DownloaderCache(equipment)

@@ -23,6 +23,7 @@ from artifacts.build import Build
 from artifacts.equipment import Equipment
 from artifacts.errors import BuildNotFound, Busy, Conflict, DevserverError, in_words
 from artifacts.fetch import Fetch
+from artifacts.futures import first_failure, resolve
 from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item
 from artifacts.plan import not_in_build
@@ -32,7 +33,7 @@ from artifacts.shared_fetches import SharedFetches
 from artifacts.sources.source import ArchiveFile
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.survey import Survey
-from artifacts.task import Task, TaskState, Wish, first_failure, resolve, settled_task
+from artifacts.task import Task, TaskState, Wish, settled_task
 from artifacts.tasks import Tasks, demanding_task
 from artifacts.upload_watch import UploadWatch
 

@@ -19,6 +19,7 @@ import google_crc32c
 
 from artifacts.decompress import BLOCK_BYTES, decompressed
 from artifacts.errors import ArchiveError
+from artifacts.unpack_limits import UnpackLimits
 
 _GZIP = frozenset({"gzip", "x-gzip"})
 _GZIP_MAGIC = b"\x1f\x8b\x08"
@@ -50,12 +51,12 @@ def check_content_encoding(encoding: str | None, name: str) -> None:
 
 
 @contextmanager
-def decoded(path: Path, encoding: str, name: str, max_bytes: int) -> Iterator[DecodedFile]:
+def decoded(path: Path, encoding: str, name: str, limits: UnpackLimits) -> Iterator[DecodedFile]:
     """Lend the plain form of the file at ``path``, which is beside it, and is removed at the end.
 
     Args:
         name: what messages call the file.
-        max_bytes: how large the plain form may be.
+        limits: of how large the plain form may be.
 
     Raises:
         ArchiveError: the file is not encoded as it should be, is cut off, or is too large when
@@ -66,7 +67,7 @@ def decoded(path: Path, encoding: str, name: str, max_bytes: int) -> Iterator[De
     aside = path.with_name(f"decoded-{uuid.uuid4().hex}")
     try:
         with path.open("rb") as packed, aside.open("xb") as plain:
-            size, crc32c = _decompress(packed, plain, name, max_bytes)
+            size, crc32c = _decompress(packed, plain, name, limits)
             plain.flush()
             os.fsync(plain.fileno())
         yield DecodedFile(aside, size, crc32c)
@@ -80,12 +81,12 @@ def decoded_bytes(data: bytes, encoding: str | None, name: str, max_bytes: int) 
         return data
     check_content_encoding(encoding, name)
     plain = io.BytesIO()
-    _decompress(io.BytesIO(data), plain, name, max_bytes)
+    _decompress(io.BytesIO(data), plain, name, UnpackLimits(max_bytes))
     return plain.getvalue()
 
 
 def _decompress(
-    packed: io.BufferedReader | io.BytesIO, plain: BinaryIO, name: str, max_bytes: int
+    packed: io.BufferedReader | io.BytesIO, plain: BinaryIO, name: str, limits: UnpackLimits
 ) -> tuple[int, int]:
     """Return the size and the CRC32C of what was written."""
     # Of an empty file, some archives are never asked for the encoding.
@@ -96,8 +97,9 @@ def _decompress(
     with decompressed(packed) as reader:
         while block := _read(reader, name):
             size += len(block)
-            if size > max_bytes:
-                raise ArchiveError(f"{name} has over {max_bytes:,} bytes when decompressed")
+            if size > limits.max_bytes:
+                raise ArchiveError(f"{name} has over {limits.max_bytes:,} bytes when decompressed")
+            limits.check_room()
             crc32c = google_crc32c.extend(crc32c, block)
             plain.write(block)
     return size, crc32c

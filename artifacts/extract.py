@@ -32,7 +32,6 @@ def unpack(
     *,
     wanted: Callable[[str], bool],
     limits: UnpackLimits,
-    check_room: Callable[[], None] = lambda: None,
 ) -> list[UnpackedMember]:
     """Unpack the archive that is in ``reader``: zip, or tar (plain, gz, bz2, xz or zst).
 
@@ -40,7 +39,6 @@ def unpack(
     is read once and in order, a zip archive has to be one that can seek. ``directory`` exists, is
     empty, and nobody else's. ``wanted`` is asked for each member's path, directories included, and
     those it declines are neither written nor checked; they do count against ``limits``.
-    ``check_room`` is called while members are written, and raises where the disk gets full.
 
     Files and links come back in the archive's order. Of members of one path the last counts in a
     tar archive; a zip archive may not have such. A hard link comes back as the file it is.
@@ -52,10 +50,10 @@ def unpack(
         ArchiveError: it is no such archive, ends early, is damaged, exceeds a limit, is encrypted,
             or has a member that is not safe to write: a name or link that leads out of the
             directory, a device. What is in the directory by then is not to be used.
-        OSError: the disk refuses. What ``reader`` and ``check_room`` raise comes through
-            unchanged, too.
+        OSError: the disk refuses. What ``reader`` and the check of the room raise comes
+            through unchanged, too.
     """
-    tree = TreeWriter(directory, check_room)
+    tree = TreeWriter(directory, limits.check_room)
     usage = UnpackUsage(limits)
     head, whole = peek(reader, len(ZIP_MAGICS[0]))
     if head not in ZIP_MAGICS:

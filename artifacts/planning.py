@@ -19,6 +19,7 @@ from artifacts.errors import (
     TransientArchiveError,
     in_words,
 )
+from artifacts.futures import all_ended
 from artifacts.manifest import Failure, ItemState
 from artifacts.plan import Plan, PlannedItem, make_plan, not_in_build
 from artifacts.recent_failures import RecentFailures
@@ -26,7 +27,7 @@ from artifacts.sources.source import ArchiveFile
 from artifacts.space import Reservation
 from artifacts.standing import asked_of, is_required
 from artifacts.survey import Survey
-from artifacts.task import Task, all_ended
+from artifacts.task import Task
 from artifacts.whole_files import kept_file
 
 _log = logging.getLogger(__name__)

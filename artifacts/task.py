@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import enum
-import io
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.build import Build
-from artifacts.content_encoding import check_content_encoding, decoded
-from artifacts.errors import ArchiveError, ArtifactNotFound, DevserverError
-from artifacts.extract import unpack
+from artifacts.content_encoding import check_content_encoding
+from artifacts.errors import ArtifactNotFound, DevserverError
 from artifacts.fetch import Fetch
-from artifacts.growing_file import FetchRestarted
+from artifacts.futures import resolve
 from artifacts.manifest import Item, StagedFile
 from artifacts.plan import PlannedItem
 from artifacts.shared_fetches import SharedFetches
 from artifacts.sources.source import ArchiveFile
 from artifacts.staging import Staging
-from artifacts.tree_writer import UnpackedMember
 from artifacts.unpack_limits import UnpackLimits
+from artifacts.unpacker import Unpacker
 from artifacts.whole_files import kept_file, publish_fetched
-
-_Unpack = Callable[[io.RawIOBase | io.BufferedIOBase, Path], list[UnpackedMember]]
 
 
 class TaskState(enum.StrEnum):
@@ -251,23 +245,13 @@ class Task:
         self, origin: Fetch | Path, build: Build, staging: Staging, limits: UnpackLimits
     ) -> dict[str, StagedFile]:
         assert self.planned is not None and self.planned.artifact is not None
-        artifact = self.planned.artifact
-        unpack_safely = partial(
-            unpack,
-            wanted=self.planned.members.wants,
-            limits=limits,
-            check_room=staging.space.check_room,
-        )
+        top = self.planned.artifact.tree_path(build.name)
+        unpacker = Unpacker(self.planned.members.wants, limits, self._note_unpacking)
         while True:
             directory = staging.new_directory()
             try:
-                top = artifact.tree_path(build.name)
                 (directory / top).mkdir(parents=True, exist_ok=True)
-                members: dict[str, StagedFile] | None
-                if isinstance(origin, Path):
-                    members = self._unpack_kept(origin, origin.name, directory / top, unpack_safely)
-                else:
-                    members = self._unpack(origin, directory / top, unpack_safely, limits.max_bytes)
+                members = unpacker.unpack(origin, directory / top)
                 if members is None:
                     continue
                 tree = {f"{top}/{path}" if top else path: file for path, file in members.items()}
@@ -276,55 +260,8 @@ class Task:
             finally:
                 staging.throw_away(directory)
 
-    def _unpack(
-        self, fetch: Fetch, directory: Path, unpack_safely: _Unpack, max_bytes: int
-    ) -> dict[str, StagedFile] | None:
-        """Unpack while the file arrives; None when it started over, and so must this."""
-        try:
-            # What is unpacked is published only when the whole is verified.
-            with fetch.open_reader(withheld_bytes=0) as reader:
-                if reader.content_encoding is not None:
-                    return self._unpack_encoded(fetch, directory, unpack_safely, max_bytes)
-                try:
-                    members = unpack_safely(reader, directory)
-                except ArchiveError as error:
-                    # Whose fault is it? Wrong bytes are fetched again; right ones are no archive.
-                    fetch.wait()
-                    if reader.is_cut:
-                        return None
-                    raise ArchiveError(f"{fetch.name}: {error.message}") from error
-            self.state = TaskState.UNPACKING
-            fetch.wait()
-        except FetchRestarted:
-            return None
-        if reader.is_cut:
-            return None
-        return _as_files(members)
-
-    def _unpack_encoded(
-        self, fetch: Fetch, directory: Path, unpack_safely: _Unpack, max_bytes: int
-    ) -> dict[str, StagedFile] | None:
-        """Unpack an archive that is stored compressed as a whole, whatever it is by itself."""
-        fetched = fetch.wait()
-        if fetched.content_encoding is None:
-            return None  # it started over, and was replaced by one that is not
-        with decoded(fetched.path, fetched.content_encoding, fetch.name, max_bytes) as plain:
-            return self._unpack_kept(plain.path, fetch.name, directory, unpack_safely)
-
-    def _unpack_kept(
-        self, path: Path, name: str, directory: Path, unpack_safely: _Unpack
-    ) -> dict[str, StagedFile]:
-        """Unpack an archive that is there whole; ``name`` is what messages call it."""
+    def _note_unpacking(self) -> None:
         self.state = TaskState.UNPACKING
-        with path.open("rb") as reader:
-            try:
-                return _as_files(unpack_safely(reader, directory))
-            except ArchiveError as error:
-                raise ArchiveError(f"{name}: {error.message}") from error
-
-
-def _as_files(members: Iterable[UnpackedMember]) -> dict[str, StagedFile]:
-    return {m.path: StagedFile(m.size, m.crc32c, m.link) for m in members}
 
 
 def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:
@@ -336,50 +273,9 @@ def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:
         return ended.get()
 
 
-def first_failure(futures: Sequence[Future[None]]) -> Future[None]:
-    """Return a future that succeeds when all do, and fails as soon as one does."""
-    return _joint(futures, fails_early=True)
-
-
-def all_ended(futures: Sequence[Future[None]]) -> Future[None]:
-    """Return a future that succeeds when all have ended, one way or the other."""
-    return _joint(futures, fails_early=False)
-
-
-def _joint(futures: Sequence[Future[None]], *, fails_early: bool) -> Future[None]:
-    joint: Future[None] = Future()
-    # Guards the two below; not held while the joint future ends, as that calls anything.
-    lock = threading.Lock()
-    left, is_over = len(futures), False
-
-    def note(future: Future[None]) -> None:
-        nonlocal left, is_over
-        error = future.exception() if fails_early else None
-        with lock:
-            left -= 1
-            ends_it = not is_over and (error is not None or left == 0)
-            is_over = is_over or ends_it
-        if ends_it:
-            resolve(joint, error)
-
-    for future in futures:
-        future.add_done_callback(note)
-    if not futures:
-        resolve(joint, None)
-    return joint
-
-
 def settled_task(item: Item, wish: Wish) -> Task:
     """Return a task that has nothing left to do."""
     task = Task(item, wish, None)
     task.accept()
     resolve(task.future, None)
     return task
-
-
-def resolve(future: Future[None], error: BaseException | None) -> None:
-    """End a future; tell an error to each waiter as its own, so that tracebacks do not pile up."""
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error.again() if isinstance(error, DevserverError) else error)

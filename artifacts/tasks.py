@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from artifacts.errors import DevserverError
+from artifacts.futures import resolve
 from artifacts.manifest import Item
-from artifacts.task import Task, Wish, resolve, settled_task
+from artifacts.task import Task, Wish, settled_task
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from artifacts.errors import ArchiveError
@@ -9,8 +10,17 @@ from artifacts.errors import ArchiveError
 
 @dataclass(frozen=True)
 class UnpackLimits:
-    max_bytes: int = 100 * 2**30  # all members' bytes together, unpacked
+    """Limits of one archive file.
+
+    Attributes:
+        max_bytes: of all members together, unpacked.
+        max_members: how many there may be.
+        check_room: called while something is written; raises where the disk gets full.
+    """
+
+    max_bytes: int = 100 * 2**30
     max_members: int = 1_000_000
+    check_room: Callable[[], None] = lambda: None
 
 
 class UnpackUsage:

@@ -29,7 +29,7 @@ def publish_fetched(
         return
     stored = StoredBytes(fetched.size, fetched.crc32c, sha256)
     encoding = fetched.content_encoding
-    with decoded(fetched.path, encoding, archive_name, limits.max_bytes) as plain:
+    with decoded(fetched.path, encoding, archive_name, limits) as plain:
         staged = StagedFile(plain.size, plain.crc32c, archive_name=archive_name, stored=stored)
         build.publish_file(plain.path, path, staged)
 
