@@ -67,8 +67,9 @@ _log = logging.getLogger("devserver")
 # Threads that plan, unpack and publish. They mostly wait for bytes.
 _STAGING_THREADS = 128
 _WRITEBACK_THREADS = 4
-# Threads that look whether files have been uploaded. An archive that hangs holds up no others.
-_UPLOAD_WATCH_THREADS = 32
+# Threads that look whether files have been uploaded.
+_UPLOAD_WATCH_THREADS = 128
+_UPLOAD_WATCH_THREADS_FOR_ONE_ARCHIVE = 16
 _MIN_FREE_BYTES_TO_BE_READY = 64 << 20
 
 
@@ -356,7 +357,9 @@ class Parts:
             undo.callback(lambda: writeback.close(timeout_seconds=5))
             self.threads = Workers("staging", _STAGING_THREADS)
             undo.callback(lambda: self.threads.close(timeout_seconds=5))
-            timers = Timers("upload-watch", _UPLOAD_WATCH_THREADS)
+            timers = Timers(
+                "upload-watch", _UPLOAD_WATCH_THREADS, _UPLOAD_WATCH_THREADS_FOR_ONE_ARCHIVE
+            )
             undo.callback(lambda: timers.close(timeout_seconds=1))
             equipment = Equipment(
                 self.staging,

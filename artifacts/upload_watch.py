@@ -39,11 +39,13 @@ class UploadWatch:
         self._survey = survey
         self._timers = equipment.timers
         self._threads = equipment.threads
+        # Builds of one archive hang together, when it does.
+        self._lane = f"{survey.archive_url.scheme}://{survey.archive_url.authority}"
         self._stopped = stopped
         # Guards all below; never held while the archive is asked.
         self._lock = threading.Lock()
         self._groups: list[list[Task]] = []
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        self._pause_seconds = 0.0  # what follows the last look
         self._look_at: float | None = None  # when the next look is due; None if there is none
 
     def add(self, tasks: list[Task]) -> None:
@@ -51,7 +53,7 @@ class UploadWatch:
         names = ", ".join(task.item.name for task in tasks)
         _log.info("%s: what is not there of %s is waited for", self._survey.archive_url, names)
         with self._lock:
-            self._pause_seconds = _FIRST_PAUSE_SECONDS
+            self._pause_seconds = 0.0
         self._wait(tasks, time.monotonic())
 
     def keep(self, tasks: Sequence[Task]) -> None:
@@ -72,7 +74,7 @@ class UploadWatch:
             if self._stopped.is_set():
                 raise Busy("the server is shutting down")
             if is_next:
-                self._timers.at(look_at, lambda: self._look(look_at))
+                self._timers.at(look_at, self._lane, lambda: self._look(look_at))
         except Busy as error:
             self._planner.fail(tasks, error)
 
@@ -83,7 +85,8 @@ class UploadWatch:
             if self._look_at != look_at:
                 return  # a sooner one has taken its place
             self._look_at = None
-            self._pause_seconds = min(self._pause_seconds * _PAUSE_GROWTH, _MAX_PAUSE_SECONDS)
+            longer = min(self._pause_seconds * _PAUSE_GROWTH, _MAX_PAUSE_SECONDS)
+            self._pause_seconds = max(_FIRST_PAUSE_SECONDS, longer)
             groups, self._groups = self._groups, []
         waiting = []
         for group in groups:

@@ -50,7 +50,7 @@ def equipment(tmp_path: Path) -> Iterator[Equipment]:
     staging = Staging(tmp_path / "static")
     sources = Sources(AllowList(["http://", "file://"]), Timeouts(2, 2), 16)
     connections, threads = Workers("connection", 16), Workers("staging", 32)
-    writeback, timers = Workers("writeback", 2), Timers("upload-watch", 4)
+    writeback, timers = Workers("writeback", 2), Timers("upload-watch", 4, 4)
     yield Equipment(
         staging,
         sources,

@@ -32,7 +32,7 @@ from artifacts.errors import (
 )
 from artifacts.plan import usable_files
 from artifacts.sources import file as file_source
-from artifacts.sources import http, http_index
+from artifacts.sources import http, http_index, uploaded
 from artifacts.sources.http_range import content_length
 from artifacts.sources.registry import Sources
 from artifacts.sources.source import ArchiveFile, Source
@@ -862,6 +862,7 @@ def test_listings_of_too_many_files_are_refused(
 ) -> None:
     monkeypatch.setattr(http, "MAX_ENTRIES", 100)
     monkeypatch.setattr(http_index, "MAX_ENTRIES", 100)
+    monkeypatch.setattr(uploaded, "_MAX_NAMES", 100)
     html = index_of(*(f'href="{number}">x</a>' for number in range(101)))
     names = json.dumps([{"name": str(number)} for number in range(101)]).encode()
     for path, page in (

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -429,6 +430,21 @@ def test_300_builds_that_wait_leave_the_server_staging_others(
     begun_at = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - begun_at < 20
+
+
+def test_an_archive_that_hangs_while_many_wait_for_it_leaves_the_server_staging_others(
+    server: RunningServer, archive: ArchiveServer, archive_directory: Path
+) -> None:
+    archive.misbehave("/many/*", Fault(hold=threading.Event(), reset=True))
+    # More than there are threads for staging.
+    for number in range(150):
+        url = f"{archive.url}/many/R1-{number}.0.0"
+        path = f"/stage?async=True&wait={LONG}&artifacts=full_payload"
+        assert server.call(path, archive_url=url) == "Success"
+    url = f"file://{archive_directory}/{NAME}"
+    assert server.call("/download", archive_url=url, wait=0.1) == "Success"
+    assert server.get("/check_health").json()["staging_thread_count"] < 20
+    archive.behave()
 
 
 def test_the_end_of_the_server_ends_waits_at_once_and_loses_nothing(
