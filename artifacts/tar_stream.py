@@ -17,6 +17,7 @@ from artifacts.decompress import BLOCK_BYTES, READ_AHEAD_BYTES
 from artifacts.errors import ArchiveError
 
 MAX_HEADER_BYTES = 2**20  # of one member: its long name, its pax records, its sparse map
+MAX_NESTED_HEADERS = 32  # of one member; honest ones have up to five
 MAX_GLOBAL_HEADER_BYTES = 2**14  # of all global pax headers; every member is shown all of them
 
 _PAX_TYPES = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
@@ -42,16 +43,21 @@ class TarMember(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> TarMember:
         stream = cast(TarStream, archive.fileobj)
         start = stream.position
+        stream.nested_headers += 1
+        if stream.nested_headers > MAX_NESTED_HEADERS:
+            raise _damaged(start, f"a member has over {MAX_NESTED_HEADERS} headers")
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
-        except (tarfile.HeaderError, ValueError, IndexError, RecursionError) as error:
+        except (tarfile.HeaderError, ValueError, IndexError) as error:
             if error is stream.failure:
                 raise
             if start == 0 and isinstance(error, tarfile.InvalidHeaderError):  # type: ignore[attr-defined]
                 raise _no_archive() from error
             raise _damaged(start, str(error)) from error
+        finally:
+            stream.nested_headers -= 1
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         # All versions of tarfile come through here between a header and what belongs to it.
@@ -69,6 +75,7 @@ class TarStream:
     def __init__(self, plain: io.RawIOBase) -> None:
         self.failure: Exception | None = None  # of reading, not of parsing what was read
         self.position = 0
+        self.nested_headers = 0  # tarfile reads those of one member one inside the other
         self._buffered = io.BufferedReader(plain, READ_AHEAD_BYTES)
         self._global_header_bytes = 0
         self._header_bytes = 0
