@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.archive_url import ArchiveUrl, BuildName
-from artifacts.build import Build
+from artifacts.build import Asked, Build
 from artifacts.equipment import Equipment
 from artifacts.errors import BuildNotFound, Busy, Conflict, DevserverError, in_words
 from artifacts.fetch import Fetch
@@ -34,7 +34,7 @@ from artifacts.sources.source import ArchiveFile
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.survey import Survey
 from artifacts.task import Task, TaskState, Wish, settled_task
-from artifacts.tasks import Tasks, demanding_task
+from artifacts.tasks import Joined, Tasks, own_view
 from artifacts.upload_watch import UploadWatch
 
 _log = logging.getLogger(__name__)
@@ -88,22 +88,19 @@ class Downloader:
         Items that are not urgent begin once the urgent ones of the same call have succeeded. What
         the archive does not have is waited for as long as ``wait_seconds``.
         """
-        gate: Future[None] = Future()
         wait_until = time.monotonic() + wait_seconds if wait_seconds else 0
         joined = self._tasks.join(
             wishes,
-            gate,
             wait_until,
             lambda item, wish: is_settled(
                 self.build, self.archive_url, item, wish, may_come=wait_seconds > 0
             ),
         )
-        self._failures.forget(self.archive_url, wishes)
+        # What is known of those that are shared is being told to others just now.
+        shared = {task.item for task in joined.shared}
+        self._failures.forget(self.archive_url, [item for item in wishes if item not in shared])
         for task in joined.promoted:
             self._begin(task)
-        for task in joined.fresh:
-            if task.gate is not None:
-                gate.add_done_callback(partial(self._gate_ended, task))
         if joined.fresh and wait_seconds:
             self._watch.add(joined.fresh)
         elif joined.fresh:
@@ -113,12 +110,28 @@ class Downloader:
                 )
             except Busy as error:
                 self._planner.fail(joined.fresh, error)
-        urgent = [joined.tasks[item].future for item, wish in wishes.items() if wish.is_urgent]
-        first_failure(urgent).add_done_callback(lambda done: resolve(gate, done.exception()))
-        for item, wish in wishes.items():
-            if not wish.may_be_absent:
-                joined.tasks[item] = demanding_task(joined.tasks[item], self._absent)
-        return joined.tasks
+        views = self._views_of(joined, wishes, wait_until)
+        gate = first_failure([views[item].future for item, w in wishes.items() if w.is_urgent])
+        for task in (*joined.fresh, *joined.shared):
+            if not wishes[task.item].is_urgent:
+                gate.add_done_callback(partial(self._gate_ended, task))
+        return views
+
+    def _views_of(
+        self, joined: Joined, wishes: Mapping[Item, Wish], wait_until: float
+    ) -> dict[Item, Task]:
+        """Return the tasks as the one who asked sees them, whatever the others can do without."""
+        impatient = [t for t in joined.shared if t.planned is None and t.wait_until > wait_until]
+        looked = self._watch.look_at(wait_until) if impatient else None
+        views = dict(joined.tasks)
+        for task in (*joined.fresh, *joined.shared):
+            views[task.item] = own_view(
+                task,
+                must_be_there=not wishes[task.item].may_be_absent,
+                looked=looked if task in impatient else None,
+                absent=self._absent,
+            )
+        return views
 
     def _absent(self, item: Item) -> DevserverError:
         error = not_in_build([item], self._equipment.catalog, self.build.name)
@@ -164,34 +177,33 @@ class Downloader:
     # --- on the downloader's threads
 
     def _begin(self, task: Task) -> None:
-        """Begin a planned task; if its gate is still closed, that will happen when it opens."""
-        # Somebody may promote the task at any moment, and take its gate away.
-        gate = task.gate
-        if gate is None or (gate.done() and gate.exception() is None):
+        """Begin a planned task; if it is gated, that will happen when a gate opens."""
+        if task.planned is not None and not task.is_gated:
             self._submit(task)
 
     def _gate_ended(self, task: Task, gate: Future[None]) -> None:
         error = gate.exception()
-        if error is None and task.planned is not None:
-            self._submit(task)
-        elif isinstance(error, DevserverError) and task.gate is not None and task.claim():
+        if error is None:
+            task.open_gate()
+            self._begin(task)
+        elif isinstance(error, DevserverError) and task.close_gate() and task.claim():
             self._finish(task, error, True)
 
     def _submit(self, task: Task) -> None:
         if not task.claim():
             return
         try:
-            self._equipment.threads.submit(lambda: self._run(task), urgent=task.gate is None)
+            self._equipment.threads.submit(lambda: self._run(task), urgent=task.wish.is_urgent)
         except Busy as error:
             self._finish(task, error)
 
     def _run(self, task: Task) -> None:
         try:
+            self._planner.describe_files(task)
             task.run(
                 self.build,
                 self._equipment.staging,
                 self._fetches,
-                self._planner.files_of(task),
                 self._equipment.unpack_limits,
             )
         except Exception as error:
@@ -331,7 +343,7 @@ class DownloaderCache:
                 raise BuildNotFound(f"{archive_url} is neither staged nor being staged")
             if asked.missing:
                 downloader = self._open(archive_url)
-                downloader.ask({item: self._wish_again(item) for item in asked.missing})
+                downloader.ask({item: self._wish_again(item, asked) for item in asked.missing})
                 return downloader.settled
         done: Future[None] = Future()
         resolve(done, None)
@@ -472,17 +484,22 @@ class DownloaderCache:
 
     @staticmethod
     def _clean_up(build: Build) -> bool:
-        """Remove what a failure left; where the disk refuses, the next start tries again."""
+        """Remove what a failure left; where that fails, the next start tries again."""
         try:
             build.remove_unrecorded()
-        except OSError:
+        except (OSError, RecursionError):
             _log.exception("cleaning up after a failure of %s", build.name)
             return False
         return True
 
-    def _wish_again(self, item: Item) -> Wish:
-        artifact = self._equipment.catalog.artifacts.get(item.name) if item.is_artifact else None
-        return Wish(
-            is_urgent=artifact is None or artifact.when != "background",
-            may_be_absent=artifact is not None and not artifact.required,
+    def _wish_again(self, item: Item, asked: Asked) -> Wish:
+        """Return how an item was wanted that an earlier server was asked for."""
+        catalog = self._equipment.catalog
+        artifact = catalog.artifacts.get(item.name) if item.is_artifact else None
+        if artifact is None:
+            return Wish()
+        names = [other.name for other in asked.items if other.name in catalog.artifacts]
+        came_along = artifact.when != "request" or item.name in catalog.brought_by(
+            name for name in names if name != item.name
         )
+        return Wish(artifact.when != "background", came_along and not artifact.required)

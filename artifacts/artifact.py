@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.errors import ArchiveError, BadRequest, DevserverError
-from artifacts.patterns import REGEX_PREFIX, matches
+from artifacts.patterns import REGEX_PREFIX, is_glob, matches
 from artifacts.placeholders import expand, expand_pattern, unknown_placeholder
 
 
@@ -115,6 +115,12 @@ class Artifact(BaseModel):
             if path == target:
                 raise ValueError(f"{path!r} leads to itself")
         return links
+
+    @property
+    def may_have_several_files(self) -> bool:
+        """Whether more files may turn out to be its own when a build is complete."""
+        is_open = any(is_glob(file) or file.startswith(REGEX_PREFIX) for file in self.files)
+        return bool(self.parts) or (is_open and not self.publish_as)
 
     def plan(self, names: Iterable[str], build: BuildName) -> list[PlannedFile]:
         """Return the files of ``names`` that make up this artifact; none where it has none.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from artifacts.archive_url import ArchiveUrl
 from artifacts.build import Build
@@ -12,6 +12,7 @@ from artifacts.equipment import Equipment
 from artifacts.errors import (
     ArchiveFileChanged,
     ArchiveFileMissing,
+    ArtifactNotFound,
     BuildNotFound,
     Busy,
     DevserverError,
@@ -21,6 +22,7 @@ from artifacts.errors import (
 )
 from artifacts.futures import all_ended
 from artifacts.manifest import Failure, ItemState
+from artifacts.patterns import is_glob
 from artifacts.plan import Plan, PlannedItem, make_plan, not_in_build
 from artifacts.recent_failures import RecentFailures
 from artifacts.sources.source import ArchiveFile
@@ -65,8 +67,6 @@ class Planner:
         self._failures = failures
         self._begin = begin
         self._finish = finish
-        self._lock = threading.Lock()  # guards the listing
-        self._listing: dict[str, ArchiveFile] = {}
 
     def plan(self, tasks: Sequence[Task]) -> list[Task]:
         """List the archive, decide what to fetch, and begin.
@@ -97,6 +97,8 @@ class Planner:
                 self._equipment.catalog,
                 self._build.name,
             )
+            if not is_last:
+                plan = self._without_growing(plan, tasks)
             found = [task for task in tasks if task.item in plan.items]
             lacking = [task for task in tasks if task.item not in plan.items]
             waiting = {task for task in lacking if not is_last or task.has_time_left}
@@ -104,10 +106,11 @@ class Planner:
             missing = [t for t in lacking if t.item in plan.missing and t not in waiting]
             if missing and not any(task.wait_until for task in tasks):
                 # Nothing is fetched of a build that lacks something, unless that was waited for.
-                return self._give_up(tasks, self._take_back(missing))
+                left = self._give_up(missing, self._take_back(missing), tasks)
+                return self.plan_listed(left, listing, is_last=is_last) if left else []
             described = {name: listing[name] for name in plan.archive_names}
             # What comes later is described later: it must not hold up what is urgent.
-            at_once = [plan.items[t.item] for t in tasks if t.item in plan.items and not t.gate]
+            at_once = [plan.items[t.item] for t in tasks if t.item in plan.items and not t.is_gated]
             described.update(self._describe(at_once, described))
             if plan.items:
                 reservation = self._reserve(plan, described, found)
@@ -121,11 +124,11 @@ class Planner:
             ended = all_ended([task.future for task in found])
             ended.add_done_callback(lambda _: reservation.release())
             _log.info("%s: staging %s", self._archive_url, ", ".join(i.name for i in plan.items))
-        with self._lock:
-            self._listing.update(described)
         for task in found:
-            task.is_described = plan.items[task.item] in at_once
-            task.planned = plan.items[task.item]
+            planned = plan.items[task.item]
+            task.files = {f.archive_name: described[f.archive_name] for f in planned.files}
+            task.is_described = planned in at_once
+            task.planned = planned
         for task in (*found, *waiting):
             task.accept()
         for task in found:
@@ -137,17 +140,28 @@ class Planner:
             self._give_up(missing, self._take_back(missing))
         return [task for task in lacking if not task.is_claimed]
 
-    def files_of(self, task: Task) -> dict[str, ArchiveFile]:
-        """Return the files of a planned task, by name, with sizes and checksums."""
+    @staticmethod
+    def _without_growing(plan: Plan, tasks: Iterable[Task]) -> Plan:
+        """Return the plan without what may get more files yet: two looks have to see the same."""
+        growing = {
+            task.item
+            for task in tasks
+            if (planned := plan.items.get(task.item))
+            and (
+                planned.artifact.may_have_several_files
+                if planned.artifact
+                else is_glob(task.item.name)
+            )
+            and not task.has_seen(planned)
+        }
+        return replace(plan, items={i: p for i, p in plan.items.items() if i not in growing})
+
+    def describe_files(self, task: Task) -> None:
+        """Give the files of a planned task their sizes and checksums."""
         assert task.planned is not None
-        with self._lock:
-            files = {f.archive_name: self._listing[f.archive_name] for f in task.planned.files}
         if not task.is_described:
-            files.update(self._describe([task.planned], files))
-            task.sizes = {name: file.size for name, file in files.items()}
-            with self._lock:
-                self._listing.update(files)
-        return files
+            task.files.update(self._describe([task.planned], task.files))
+            task.sizes = {name: file.size for name, file in task.files.items()}
 
     def fail(self, tasks: Sequence[Task], failure: DevserverError) -> None:
         """End tasks that cannot be planned, however long somebody would wait for them."""
@@ -169,15 +183,30 @@ class Planner:
                 self._finish(task, None, True)
         return [task for task in tasks if not task.is_claimed]
 
-    def _give_up(self, tasks: Sequence[Task], failure: DevserverError) -> list[Task]:
-        """End tasks for want of files, but for those that are waited for still; return these."""
+    def _give_up(
+        self, tasks: Sequence[Task], failure: DevserverError, with_them: Sequence[Task] = ()
+    ) -> list[Task]:
+        """End tasks for want of files, but for those that are waited for still.
+
+        Those ``with_them``, asked for by the same call, end as well unless others want them, too.
+        Returned are those of all of them that have not ended.
+        """
         # Whoever joins a task is either in time to keep it, or gets a new one and finds this done.
-        self._remember(tasks, failure)
-        ended = [task for task in tasks if task.claim(if_time_is_over=True)]
-        left = [task for task in tasks if not task.is_claimed]
+        everyone = list(dict.fromkeys((*tasks, *with_them)))
+        self._remember(everyone, failure)
+        for task in everyone:
+            lacks = task in tasks
+            if task.claim(if_time_is_over=lacks, if_alone=not lacks):
+                # Somebody who can do without it may have joined since it was planned.
+                is_absent = (
+                    lacks and task.wish.may_be_absent and isinstance(failure, ArtifactNotFound)
+                )
+                if is_absent and not is_required(task.item, self._equipment.catalog):
+                    self._finish(task, None, True)
+                else:
+                    self._finish(task, failure, True)
+        left = [task for task in everyone if not task.is_claimed]
         self._failures.forget(self._archive_url, [task.item for task in left])
-        for task in ended:
-            self._finish(task, failure, True)
         return left
 
     @staticmethod

@@ -45,16 +45,15 @@ class Wish:
 class Task:
     """One item being staged; ``future`` tells its end."""
 
-    def __init__(
-        self, item: Item, wish: Wish, gate: Future[None] | None, wait_until: float = 0
-    ) -> None:
-        """``gate``: what has to succeed before this begins; None to begin at once.
+    def __init__(self, item: Item, wish: Wish, wait_until: float = 0) -> None:
+        """``wait_until``, of ``time.monotonic()``: until when its files may come; 0: not at all.
 
-        ``wait_until``, of ``time.monotonic()``: until when its files may come; 0 for not at all.
+        A task that is not urgent is *gated*: it begins when what one of those who want it asked for
+        with more urgency has succeeded, and fails when that of all of them has failed.
         """
         self.item = item
         self.wish = wish
-        self.gate = gate
+        self.is_gated = not wish.is_urgent
         self.future: Future[None] = Future()
         self.wait_until = wait_until
         # Ends when there is such a build, and that it can be staged is known or waited for.
@@ -63,33 +62,63 @@ class Task:
         self.error: DevserverError | None = None
         self.is_described = False
         self.planned: PlannedItem | None = None
+        self.files: dict[str, ArchiveFile] = {}  # once it is planned: those that it needs, by name
         self.sizes: dict[str, int | None] = {}
+        self._last_seen: frozenset[str] = frozenset()
         self._asked_at = time.monotonic()
         self._lock = threading.Lock()  # guards joining and claiming, and the fetches
         self._is_claimed = False
         self._is_accepted = False
+        self._has_company = False
+        self._gates = 0 if wish.is_urgent else 1
         self._fetches: dict[Fetch, None] = {}  # in the order in which they were acquired
         self._bytes_there = 0
 
-    def join(self, wait_until: float) -> bool:
+    def join(self, wish: Wish, wait_until: float) -> bool:
         """Let somebody join, who waits so long; False where this will not be staged any more."""
         with self._lock:
             has_failed = self.error is not None and self.future.done()
             if has_failed or (self._is_claimed and self.planned is None):
                 return False
+            self._has_company = True
             self.wait_until = max(self.wait_until, wait_until)
+            self._gates += 0 if wish.is_urgent else 1
+            self.wish = Wish(
+                self.wish.is_urgent or wish.is_urgent,
+                self.wish.may_be_absent or wish.may_be_absent,
+            )
             return True
 
-    def claim(self, *, if_time_is_over: bool = False) -> bool:
+    def claim(self, *, if_time_is_over: bool = False, if_alone: bool = False) -> bool:
         """Whether the caller is the first, who may begin or end it.
 
-        ``if_time_is_over``: nobody is while somebody waits for its files still.
+        Nobody is while somebody waits for its files still (``if_time_is_over``), or if somebody
+        else has joined it (``if_alone``).
         """
         with self._lock:
-            if self._is_claimed or (if_time_is_over and self.has_time_left):
+            is_kept = (if_time_is_over and self.has_time_left) or (if_alone and self._has_company)
+            if self._is_claimed or is_kept:
                 return False
             self._is_claimed = True
             return True
+
+    def has_seen(self, planned: PlannedItem) -> bool:
+        """Whether it was the same files when the builder's archive was last looked at."""
+        last_seen = self._last_seen
+        self._last_seen = frozenset(file.archive_name for file in planned.files)
+        return self._last_seen == last_seen
+
+    def open_gate(self) -> bool:
+        """Whether it was gated until now."""
+        with self._lock:
+            was_gated, self.is_gated = self.is_gated, False
+            return was_gated
+
+    def close_gate(self) -> bool:
+        """Note that one gate will never open; return whether none is left that may."""
+        with self._lock:
+            self._gates -= 1
+            return self.is_gated and self._gates == 0
 
     def accept(self, error: DevserverError | None = None) -> None:
         """End ``accepted``, unless it has ended before."""
@@ -151,10 +180,9 @@ class Task:
         build: Build,
         staging: Staging,
         fetches: SharedFetches,
-        listing: dict[str, ArchiveFile],
         limits: UnpackLimits,
     ) -> None:
-        """Stage the item; blocks until it is recorded.
+        """Stage the item, whose files are described; blocks until it is recorded.
 
         Raises:
             DevserverError: it failed; nothing of it is recorded as staged.
@@ -166,9 +194,9 @@ class Task:
             paths: list[str] = []
             trees: list[dict[str, StagedFile]] = []
             if self.planned.is_unpacked:
-                trees = self._stage_trees(build, staging, fetches, listing, limits)
+                trees = self._stage_trees(build, staging, fetches, self.files, limits)
             else:
-                paths = self._stage_files(build, fetches, listing, limits)
+                paths = self._stage_files(build, fetches, self.files, limits)
             for path, target in self.planned.links.items():
                 build.publish_link(path, target)
                 paths.append(path)
@@ -275,7 +303,7 @@ def _next_ended(ended: queue.SimpleQueue[Fetch], build: Build) -> Fetch:
 
 def settled_task(item: Item, wish: Wish) -> Task:
     """Return a task that has nothing left to do."""
-    task = Task(item, wish, None)
+    task = Task(item, wish)
     task.accept()
     resolve(task.future, None)
     return task

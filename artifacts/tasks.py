@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from artifacts.errors import DevserverError
 from artifacts.futures import resolve
@@ -20,11 +20,13 @@ class Joined:
     Attributes:
         tasks: one for each item.
         fresh: those that nobody has asked for before.
-        promoted: those that are planned, and have become urgent.
+        shared: those that others have asked for, too.
+        promoted: those of them that have become urgent.
     """
 
     tasks: dict[Item, Task] = field(default_factory=dict)
     fresh: list[Task] = field(default_factory=list)
+    shared: list[Task] = field(default_factory=list)
     promoted: list[Task] = field(default_factory=list)
 
 
@@ -32,7 +34,7 @@ class Tasks:
     """The tasks of one build, the last one of each item."""
 
     def __init__(self) -> None:
-        # Guards all below; never held while waiting for anything.
+        # Guards all below; never held while waiting for anything but the build's own lock.
         self._lock = threading.Lock()
         self._tasks: dict[Item, Task] = {}
         self._unfinished = 0
@@ -40,32 +42,29 @@ class Tasks:
     def join(
         self,
         wishes: Mapping[Item, Wish],
-        gate: Future[None],
         wait_until: float,
         is_settled: Callable[[Item, Wish], bool],
     ) -> Joined:
         """Return a task for each wish: what is under way, or else a new one.
 
-        ``gate`` is what tasks that are not urgent wait for; ``wait_until``, of
-        ``time.monotonic()``, until when files may come; ``is_settled`` tells of an item that is
-        not under way whether nothing is left to do for it.
+        ``wait_until``, of ``time.monotonic()``: until when files may come; ``is_settled`` tells of
+        an item that is not under way whether nothing is left to do for it.
         """
         joined = Joined()
         with self._lock:
             for item, wish in wishes.items():
                 task = self._tasks.get(item)
-                if task is None or not task.join(wait_until):
-                    if is_settled(item, wish):
-                        joined.tasks[item] = settled_task(item, wish)
-                        continue
-                    task = Task(item, wish, None if wish.is_urgent else gate, wait_until)
+                if task is not None and task.join(wish, wait_until):
+                    joined.shared.append(task)
+                    if wish.is_urgent and task.open_gate():
+                        joined.promoted.append(task)
+                elif is_settled(item, wish):
+                    task = settled_task(item, wish)
+                else:
+                    task = Task(item, wish, wait_until)
                     self._tasks[item] = task
                     self._unfinished += 1
                     joined.fresh.append(task)
-                elif wish.is_urgent and task.gate is not None:
-                    task.wish, task.gate = replace(task.wish, is_urgent=True), None
-                    if task.planned is not None:
-                        joined.promoted.append(task)
                 joined.tasks[item] = task
         return joined
 
@@ -94,21 +93,35 @@ class Tasks:
         return [task for task in self.all if task.error is not None]
 
 
-def demanding_task(task: Task, absent: Callable[[Item], DevserverError]) -> Task:
-    """Return ``task`` for somebody who must have it, though others can do without it.
+def own_view(
+    task: Task,
+    *,
+    must_be_there: bool,
+    looked: Future[None] | None,
+    absent: Callable[[Item], DevserverError],
+) -> Task:
+    """Return a task as one of those who share it sees it.
 
-    ``absent`` makes the error for when it turns out to be so.
+    Args:
+        must_be_there: whether it is a failure if the build lacks it.
+        looked: what tells that the archive has been looked at for somebody who does not wait for
+            files any longer; None for who waits as long as anybody.
+        absent: makes the error for what is not there, but must be.
     """
-    if not task.wish.may_be_absent or task.planned is not None:
-        return task
-    own = Task(task.item, Wish(), None)
+    own = Task(task.item, Wish())
+
+    def end(error: BaseException | None) -> None:
+        if own.claim():
+            if error is None and must_be_there and task.planned is None:
+                error = absent(task.item)
+            resolve(own.future, error)
+
+    def end_if_lacking(looked: Future[None]) -> None:
+        if task.planned is None:
+            end(looked.exception())
+
     task.accepted.add_done_callback(lambda done: resolve(own.accepted, done.exception()))
-
-    def ended(done: Future[None]) -> None:
-        error = done.exception()
-        if error is None and task.planned is None:
-            error = absent(task.item)
-        resolve(own.future, error)
-
-    task.future.add_done_callback(ended)
+    task.future.add_done_callback(lambda done: end(done.exception()))
+    if looked is not None:
+        looked.add_done_callback(end_if_lacking)
     return own

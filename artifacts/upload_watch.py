@@ -13,9 +13,12 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
 
 from artifacts.equipment import Equipment
-from artifacts.errors import Busy
+from artifacts.errors import Busy, DevserverError, in_words
+from artifacts.futures import all_ended, resolve
 from artifacts.planning import Planner, may_pass
 from artifacts.sources.source import ArchiveFile
 from artifacts.survey import Survey
@@ -47,6 +50,8 @@ class UploadWatch:
         self._groups: list[list[Task]] = []
         self._pause_seconds = 0.0  # what follows the last look
         self._look_at: float | None = None  # when the next look is due; None if there is none
+        self._lookers: list[tuple[float, Future[None]]] = []  # who waits for a look, and for when
+        self._looks: list[Future[None]] = []  # those under way
 
     def add(self, tasks: list[Task]) -> None:
         """Look for tasks at once, and from then on until they are there or their time is over."""
@@ -64,19 +69,38 @@ class UploadWatch:
             deadline = min(task.wait_until for task in left)
             self._wait(left, min(time.monotonic() + pause, deadline))
 
+    def look_at(self, due: float) -> Future[None]:
+        """Have all that is waited for looked for at ``due``, at once if that is over.
+
+        Returned is what ends when that has been done, and what is there has been planned; with the
+        reason if the archive could not be asked.
+        """
+        looked: Future[None] = Future()
+        with self._lock:
+            self._lookers.append((due, looked))
+        self._schedule(max(due, time.monotonic()))
+        return looked
+
     def _wait(self, tasks: list[Task], look_at: float) -> None:
         with self._lock:
             self._groups.append(tasks)
-            is_next = self._look_at is None or look_at < self._look_at
-            if is_next:
-                self._look_at = look_at
+        if self._stopped.is_set():
+            self._planner.fail(tasks, _shutting_down())
+        else:
+            self._schedule(look_at)
+
+    def _schedule(self, look_at: float) -> None:
+        with self._lock:
+            if self._look_at is not None and self._look_at <= look_at:
+                return
+            self._look_at = look_at
         try:
-            if self._stopped.is_set():
-                raise Busy("the server is shutting down")
-            if is_next:
-                self._timers.at(look_at, self._lane, lambda: self._look(look_at))
+            self._timers.at(look_at, self._lane, lambda: self._look(look_at))
         except Busy as error:
-            self._planner.fail(tasks, error)
+            with self._lock:
+                groups, self._groups = self._groups, []
+            for group in groups:
+                self._planner.fail(group, error)
 
     # --- on the timers' threads
 
@@ -88,38 +112,75 @@ class UploadWatch:
             longer = min(self._pause_seconds * _PAUSE_GROWTH, _MAX_PAUSE_SECONDS)
             self._pause_seconds = max(_FIRST_PAUSE_SECONDS, longer)
             groups, self._groups = self._groups, []
-        waiting = []
+            lookers = [looked for due, looked in self._lookers if due <= look_at]
+            self._lookers = [(due, looked) for due, looked in self._lookers if due > look_at]
+            next_due = min((due for due, _ in self._lookers), default=None)
+            this_look: Future[None] = Future()
+            self._looks.append(this_look)
+            # What another look has just taken is not among the groups of this one.
+            looks = all_ended(self._looks)
+        failure = self._plan_groups(groups, this_look)
+        for looked in lookers:
+            looks.add_done_callback(partial(_tell, looked, failure))
+        if next_due is not None:
+            self._schedule(next_due)
+
+    def _plan_groups(
+        self, groups: list[list[Task]], this_look: Future[None]
+    ) -> DevserverError | None:
+        """Have what is there planned, after which the look has ended; return why it failed."""
+        waiting, plannings = [], []
+        failure: DevserverError | None = None
         for group in groups:
             left = [task for task in group if not task.is_claimed]
             if due := [task for task in left if not task.has_time_left]:
-                self._submit(due, None)
+                plannings.append(self._submit(due, None))
             if early := [task for task in left if task not in due]:
                 waiting.append(early)
-        if not waiting:
-            return
         try:
-            listing = self._survey.glance()
+            listing = self._survey.glance() if waiting else {}
         except Exception as error:
+            failure = in_words(error, "listing", str(self._survey.archive_url))
             for group in waiting:
                 if may_pass(error):
                     self.keep(group)
                 else:
                     # It fails once more, and ends them.
-                    self._submit(group, None)
-            return
-        for group in waiting:
-            self._submit(group, listing)
+                    plannings.append(self._submit(group, None))
+        else:
+            plannings += [self._submit(group, listing) for group in waiting]
+        all_ended(plannings).add_done_callback(lambda _: self._end_look(this_look))
+        return failure
 
-    def _submit(self, tasks: list[Task], listing: dict[str, ArchiveFile] | None) -> None:
+    def _end_look(self, look: Future[None]) -> None:
+        with self._lock:
+            self._looks.remove(look)
+        resolve(look, None)
+
+    def _submit(self, tasks: list[Task], listing: dict[str, ArchiveFile] | None) -> Future[None]:
         """Have tasks planned: by ``listing``, or for good by one of their own."""
+        planned: Future[None] = Future()
 
         def plan() -> None:
-            if listing is None:
-                self.keep(self._planner.plan(tasks))
-            else:
-                self.keep(self._planner.plan_listed(tasks, listing, is_last=False))
+            try:
+                if listing is None:
+                    self.keep(self._planner.plan(tasks))
+                else:
+                    self.keep(self._planner.plan_listed(tasks, listing, is_last=False))
+            finally:
+                resolve(planned, None)
 
         try:
             self._threads.submit(plan)
         except Busy as error:
             self._planner.fail(tasks, error)
+            resolve(planned, None)
+        return planned
+
+
+def _tell(looked: Future[None], failure: DevserverError | None, _: Future[None]) -> None:
+    resolve(looked, failure)
+
+
+def _shutting_down() -> Busy:
+    return Busy("the server is shutting down")

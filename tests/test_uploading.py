@@ -19,6 +19,7 @@ from conftest import Serve
 from real_servers import emulated_google_storage
 from running_server import REPOSITORY, RunningServer
 from test_crash import wait_until
+from test_waiting import clients
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 
@@ -272,7 +273,53 @@ def test_google_storage_is_waited_for_by_its_uploaded_object(
         server.stop()
 
 
-def test_the_longest_wait_counts_for_all_who_wait_for_the_same(
+def test_what_one_call_demands_is_not_held_against_another(
+    server: RunningServer, archive: ArchiveServer, pool: ThreadPoolExecutor, build_url: str
+) -> None:
+    upload(archive, "test_suites.tar.bz2", "control_files.tar")
+    go_on = threading.Event()
+    archive.misbehave(UPLOADED, Fault(hold=go_on), times=1)
+    greedy = ask(
+        pool, server, "/stage", archive_url=build_url, artifacts="full_payload,test_suites"
+    )
+    wait_until(lambda: looks(archive) > 0)
+    modest = ask(pool, server, "/stage", archive_url=build_url, artifacts="test_suites")
+    wait_until(lambda: clients(server) >= 2)
+    go_on.set()
+    status, text = text_of(greedy)
+    assert (status, "full_payload" in text) == (404, True)
+    assert text_of(modest) == (200, "Success")
+
+
+def test_what_comes_along_does_not_wait_for_what_another_call_lacks(
+    server: RunningServer, archive: ArchiveServer, pool: ThreadPoolExecutor, build_url: str
+) -> None:
+    upload(archive, "test_suites.tar.bz2", "control_files.tar")
+    download = ask(pool, server, "/download", archive_url=build_url, wait=LONG)
+    wait_until(lambda: states(server).get("full_payload") == "waiting")
+    assert server.call("/stage", archive_url=build_url, artifacts="test_suites") == "Success"
+    wait_until(lambda: states(server).get("control_files") == "staged")
+    assert not download.done()
+
+
+def test_who_joins_a_longer_wait_is_answered_in_their_own_time(
+    server: RunningServer, archive: ArchiveServer, pool: ThreadPoolExecutor, build_url: str
+) -> None:
+    upload(archive, FULL_PAYLOAD, "stateful.tgz")
+    query = {"archive_url": build_url, "artifacts": "autotest"}
+    patient = ask(pool, server, "/stage", **query, wait=LONG)
+    wait_until(lambda: states(server).get("autotest") == "waiting")
+    for more in ({}, {"wait": 0.1}):
+        answer = server.get("/stage", **query, **more)
+        assert (answer.status_code, "autotest" in answer.text) == (404, True)
+    # Nor does who can do without it wait.
+    assert server.call("/download", archive_url=build_url) == "Success"
+    assert not patient.done()
+    upload(archive, FULL_PAYLOAD, "stateful.tgz", BACKGROUND)
+    assert text_of(patient) == (200, "Success")
+
+
+def test_the_longest_wait_counts_for_all_who_waited_before(
     server: RunningServer, archive: ArchiveServer, pool: ThreadPoolExecutor, build_url: str
 ) -> None:
     upload(archive, "stateful.tgz")
@@ -280,14 +327,27 @@ def test_the_longest_wait_counts_for_all_who_wait_for_the_same(
     answers = [ask(pool, server, "/stage", **query, wait=2)]
     look_again(archive, 1)
     answers.append(ask(pool, server, "/stage", **query, wait=LONG))
-    answers.append(ask(pool, server, "/stage", **query, wait=0.1))
-    answers.append(ask(pool, server, "/stage", **query))
     answers.append(ask(pool, server, "/wait_for_status", archive_url=build_url))
     # The pauses grow: by now, the first wait would be over.
     look_again(archive, 4)
     assert not any(answer.done() for answer in answers)
     upload(archive, "stateful.tgz", BACKGROUND)
     assert {text_of(answer) for answer in answers} == {(200, "Success")}
+
+
+def test_a_pattern_of_several_files_is_not_there_with_the_first_of_them(
+    server: RunningServer, archive: ArchiveServer, pool: ThreadPoolExecutor, build_url: str
+) -> None:
+    upload(archive, "stateful.tgz")
+    go_on = threading.Event()
+    archive.misbehave(UPLOADED, Fault(hold=go_on), times=1)
+    answer = ask(pool, server, "/stage", archive_url=build_url, files="*.tgz", wait=LONG)
+    wait_until(lambda: looks(archive) > 0)
+    upload(archive, "stateful.tgz", "debug.tgz")
+    go_on.set()
+    assert text_of(answer) == (200, "Success")
+    listed = server.call("/list_image_dir", archive_url=build_url)
+    assert listed.splitlines() == ["debug.tgz", "stateful.tgz"]
 
 
 def test_who_must_have_what_others_can_do_without_is_told_that_it_is_missing(
