@@ -557,7 +557,7 @@ def _demonstrate(parts: Parts, archive_url: str) -> None:
             click.echo(
                 "Success: the foreground artifacts are staged, a machine can install.", err=True
             )
-            watch_staging(client, name, {"archive_url": archive_url})
+            watch_staging(client, name, {"archive_url": archive_url, "artifacts": [], "files": []})
     except DevserverError as error:
         click.echo(f"devserver: {error.message}", err=True)
     click.echo(f"The page:      {server}/")

@@ -249,3 +249,17 @@ def test_the_demo_stages_a_build_and_serves_until_ctrl_c() -> None:
         watchdog.cancel()
         process.kill()
         process.wait()
+
+
+def test_stage_does_not_take_what_the_build_lacks_for_staged(
+    serve: Serve, archive_directory: Path
+) -> None:
+    server = serve("--allow-archive", f"file://{archive_directory}")
+    url = f"file://{archive_directory}/{NAME}"
+    assert devserver("stage", "--server", server.url, url).returncode == 0
+    for more in (("--files", "no such file"), ("--artifacts", "firmware")):
+        lacking = devserver("stage", "--server", server.url, *more, url)
+        assert lacking.returncode == 1
+        assert more[1] in lacking.stderr and "Traceback" not in lacking.stderr
+    there = devserver("stage", "--server", server.url, "--artifacts", "stateful", url)
+    assert there.returncode == 0, there.stderr

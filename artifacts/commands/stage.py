@@ -74,6 +74,8 @@ def stage_command(
 def watch_staging(client: Client, name: BuildName, wanted: dict[str, Any]) -> dict[str, Any]:
     """Have a build staged, with a bar for each artifact on standard error; return its description.
 
+    ``wanted`` is as POST /api/v1/builds takes it, with ``artifacts`` and ``files``.
+
     Raises:
         DevserverError: staging failed, in the server's words.
     """
@@ -102,8 +104,20 @@ def watch_staging(client: Client, name: BuildName, wanted: dict[str, Any]) -> di
             build = _look(client, path)
             _show(progress, bars, build)
             if is_settled:
-                settled.result()
+                if wanted["artifacts"] or wanted["files"]:
+                    _check_staged(client, wanted)
+                else:
+                    settled.result()
                 return build
+
+
+def _check_staged(client: Client, wanted: dict[str, Any]) -> None:
+    """Raise DevserverError unless what was asked for is there, whatever else the build has."""
+    artifacts, files = ",".join(wanted["artifacts"]), ",".join(wanted["files"])
+    url = wanted["archive_url"]
+    if client.get_text("/is_staged", archive_url=url, artifacts=artifacts, files=files) != "True":
+        lacking = ", ".join(filter(None, (artifacts, files)))
+        raise DevserverError(f"not all is staged of {lacking}; the server's log says why")
 
 
 def _look(client: Client, path: str) -> dict[str, Any]:
