@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import socket
 import tarfile
 from pathlib import Path
 
@@ -390,3 +391,23 @@ def test_a_file_tells_its_size_and_sha256(server: RunningServer, sample_archive:
     assert server.get(f"/api/fileinfo/{NAME}/nothing").status_code == 404
     assert server.get("/api/fileinfo/no/build/file").status_code == 404
     assert server.get(f"/api/fileinfo/{NAME}/%2e%2e/x").status_code in {400, 404}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nCookie: (a)=b\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: =?bogus?q?x?=\r\n\r\n",
+    ],
+)
+def test_malformed_headers_are_refused_in_one_line(server: RunningServer, head: bytes) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        answer = b""
+        while block := client.recv(1 << 16):
+            answer += block
+    status, body = answer.split(b"\r\n", 1)[0], answer.partition(b"\r\n\r\n")[2]
+    assert b" 400 " in status, answer
+    assert b"Traceback" not in answer and b"<" not in body and b"\n" not in body.strip()

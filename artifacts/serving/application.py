@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import cherrypy
 
@@ -17,6 +17,7 @@ def mount(root: object) -> Any:
     application = cherrypy.tree.mount(cherrypy.Application(root, ""), "", {"/": _SETTINGS})
     # Requests are logged when they are answered, by the server.
     application.log.access_log.disabled = True
+    application.request_class = _Request
     application.log.error_log.setLevel(logging.WARNING)
     return application
 
@@ -36,6 +37,19 @@ def _error_page(**about: Any) -> bytes:
     cherrypy.response.status = answer.status
     cherrypy.response.headers["Content-Type"] = answer.content_type
     return answer.body
+
+
+class _Request(cherrypy._cprequest.Request):
+    """A request whose headers may be malformed; the settings come only after they are read."""
+
+    show_tracebacks = False
+    error_page: ClassVar[dict[str, Any]] = {"default": _error_page}
+
+    def process_headers(self) -> None:
+        try:
+            super().process_headers()
+        except (LookupError, ValueError) as error:
+            raise cherrypy.HTTPError(400, "a header is malformed") from error
 
 
 def _strip_padding() -> None:

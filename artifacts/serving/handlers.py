@@ -57,7 +57,8 @@ class Arguments:
         if value is None:
             return None
         try:
-            seconds = float(value)
+            # float() takes other scripts' digits, and underscores.
+            seconds = float(value) if value.isascii() and "_" not in value else math.nan
         except ValueError:
             seconds = math.nan
         if not 0 <= seconds < math.inf:
