@@ -21,6 +21,7 @@ import google_crc32c
 from artifacts.errors import ArchiveError
 
 MAX_PATH_CHARACTERS = 4096
+MAX_PATH_SEGMENTS = 200  # what walks trees, or removes them, may do so recursively
 
 _CONTROL_OR_NOT_UTF8 = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # What is the archive's fault and not the disk's. EEXIST: two names that the filesystem takes for
@@ -225,6 +226,8 @@ def _check_name(path: str, header: Header) -> None:
         problem = "has '..' in its name"
     elif _CONTROL_OR_NOT_UTF8.search(header.name):
         problem = "has control characters, or bytes that are not UTF-8, in its name"
+    elif path.count("/") >= MAX_PATH_SEGMENTS:
+        problem = f"has a name of over {MAX_PATH_SEGMENTS} segments"
     elif len(path) > MAX_PATH_CHARACTERS:
         problem = f"has a name of over {MAX_PATH_CHARACTERS:,} characters"
     else:

@@ -285,7 +285,7 @@ def test_a_pax_name_with_a_zero_byte_is_refused(tree: Path) -> None:
     "name", ["n" * 300, ("d" * 200 + "/") * 20 + "file", "d/" * 100_000 + "file"]
 )
 def test_a_name_too_long_for_the_disk_is_the_archives_fault(tree: Path, name: str) -> None:
-    assert_refused(tree, tar_of(member(name)), "cannot be made|over 4,096 characters")
+    assert_refused(tree, tar_of(member(name)), "cannot be made|over 4,096 characters|over 200 segments")
 
 
 def test_a_member_below_a_symbolic_link_is_refused(tree: Path) -> None:
@@ -736,3 +736,8 @@ def test_a_tar_cut_anywhere_unpacks_exactly_or_not_at_all(length: int) -> None:
 def test_a_plain_tar_with_random_damage_never_leads_out(edit: Edit) -> None:
     # Nothing in a plain tar tells damage to the contents from the contents.
     unpack_or_refuse(edited(SAMPLE, edit))
+
+
+def test_names_of_very_many_segments_are_refused(tree: Path) -> None:
+    assert_refused(tree, tar_of(member("d/" * 200 + "f", b"1")), "over 200 segments")
+    unpack_into(tree, tar_of(member("d/" * 199 + "f", b"1")))
