@@ -228,23 +228,28 @@ class Task:
     ) -> list[str]:
         assert self.planned is not None
         ended: queue.SimpleQueue[Fetch] = queue.SimpleQueue()
-        under_way: dict[str, str] = {}
+        paths_of: dict[str, list[str]] = {}  # parts may put one file of the archive in many places
         for planned in self.planned.files:
-            file = listing[planned.archive_name]
-            if there := kept_file(build, file):
-                if there[0] != planned.path:
-                    build.publish_file(build.directory / there[0], planned.path, there[1])
+            paths_of.setdefault(planned.archive_name, []).append(planned.path)
+        under_way: list[str] = []
+        for name, paths in paths_of.items():
+            if there := kept_file(build, listing[name]):
+                for path in paths:
+                    if path != there[0]:
+                        build.publish_file(build.directory / there[0], path, there[1])
                 with self._lock:
                     self._bytes_there += (there[1].stored or there[1]).size
             else:
-                under_way[file.name] = planned.path
-                if build.find(planned.path) is not None:
-                    build.withdraw(planned.path)
+                under_way.append(name)
+                for path in paths:
+                    if build.find(path) is not None:
+                        build.withdraw(path)
         for name in under_way:
             self._acquire(fetches, listing[name]).when_ended(ended.put)
         for _ in under_way:
             fetch = _next_ended(ended, build)
-            publish_fetched(build, under_way[fetch.name], fetch.name, fetch.wait(), limits)
+            for path in paths_of[fetch.name]:
+                publish_fetched(build, path, fetch.name, fetch.wait(), limits)
             self._let_go(fetches, fetch)
         return [planned.path for planned in self.planned.files]
 

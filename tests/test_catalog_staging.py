@@ -201,6 +201,19 @@ def test_two_files_for_one_path_are_told_before_anything_is_fetched(
     assert server.file(f"{LAMP}/image.bin") == b"lamp-1.bin"
 
 
+def test_parts_may_put_one_file_in_two_places(tmp_path: Path, serve: Serve) -> None:
+    catalog = (
+        "[artifacts.flash]\nfiles = ['lamp.bin']\ndirectory = 'flash'\n"
+        "[artifacts.rescue]\nfiles = ['lamp.bin']\ndirectory = 'rescue'\n"
+        "[artifacts.both]\nparts = ['flash', 'rescue']\n"
+    )
+    server, url = lamp(tmp_path, serve, catalog, "lamp.bin")
+    assert server.call("/stage", archive_url=url, artifacts="both") == "Success"
+    staged = server.call("/list_image_dir", archive_url=url).splitlines()
+    assert staged == ["flash/lamp.bin", "rescue/lamp.bin"]
+    assert {server.file(f"{LAMP}/{path}") for path in staged} == {b"lamp.bin"}
+
+
 def test_names_of_the_build_choose_files_places_and_members(tmp_path: Path, serve: Serve) -> None:
     catalog = """
         [artifacts.tools]
