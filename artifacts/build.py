@@ -496,13 +496,18 @@ class Build:
         """Note that somebody has removed the build's files by hand, all of them."""
         if self._manifest is None or self.directory.is_dir():
             return
-        lost = [i for i, r in self._manifest.items.items() if r.state is ItemState.STAGED]
+        # An item may have nothing to lose: archives that are unpacked may be empty.
+        lost = [item for item, record in self._manifest.items.items() if self._has_files(record)]
         if lost:
             _log.warning("%s is gone; %s is staged anew when asked for", self.directory, self.name)
             with self._recording() as manifest:
                 manifest.items.update(dict.fromkeys(lost, ItemRecord(ItemState.ASKED)))
                 manifest.files.clear()
                 manifest.sha256.clear()
+
+    def _has_files(self, record: ItemRecord) -> bool:
+        trees = (self._tree_cache.load(self._records / name) for name in record.trees)
+        return bool(record.paths) or any(trees)
 
     def _tree_survived(self, name: str, is_doubtful: bool) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -231,6 +232,23 @@ def test_names_of_the_build_choose_files_places_and_members(tmp_path: Path, serv
     assert server.call("/stage", archive_url=url, artifacts="tools") == "Success"
     staged = server.call("/list_image_dir", archive_url=url).splitlines()
     assert staged == ["current-lamp", "lamp-release/lamp/flash"]
+
+
+def test_an_archive_with_nothing_in_it_is_staged_once(tmp_path: Path, serve: Serve) -> None:
+    catalog = "[artifacts.extras]\nfiles = ['extras.tar']\nunpack = true\n"
+    server, url = lamp(tmp_path, serve, catalog, "readme")
+    with tarfile.open(tmp_path / "lamps" / LAMP / "extras.tar", "w"):
+        pass
+    query = {"archive_url": url, "artifacts": "extras"}
+    assert server.call("/stage", **query) == "Success"
+    (tmp_path / "lamps" / LAMP / "extras.tar").unlink()
+    assert server.call("/is_staged", **query) == "True"
+    assert server.call("/stage", **query) == "Success"
+    # What can be lost is still missed, and only that.
+    server.call("/stage", archive_url=url, files="readme")
+    shutil.rmtree(server.static_directory / LAMP)
+    assert server.call("/is_staged", archive_url=url, files="readme") == "False"
+    assert server.call("/is_staged", **query) == "True"
 
 
 def test_an_archive_without_any_wanted_member_is_told(tmp_path: Path, serve: Serve) -> None:
