@@ -15,7 +15,7 @@ from pathlib import Path
 
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.disk import fsync_directory, link_into_place, write_durably
-from artifacts.errors import Conflict
+from artifacts.errors import ArchiveFileChanged, Conflict
 from artifacts.manifest import (
     Failure,
     Item,
@@ -261,15 +261,23 @@ class Build:
                 with self._recording():
                     pass
 
-    def withdraw(self, path: str) -> None:
-        """Take back a file of an item that was never complete; one that is stays."""
+    def withdraw(self, path: str, stale: StagedFile) -> None:
+        """Take back a file of an item that was never complete.
+
+        It stays where an item that is complete counts on it, and where it is not ``stale`` any
+        more, as ``find`` returned it: somebody else has replaced it meanwhile.
+        """
         with self._lock:
             assert self._manifest is not None
-            if any(path in record.paths for record in self._manifest.items.values()):
+            if self._manifest.files.get(path) is not stale:
                 return
-            self._unrecorded.pop(path, None)
+            counted_on = chain(
+                (record.paths for record in self._manifest.items.values()), self._all_trees()
+            )
+            if path in self._unrecorded_members or any(path in paths for paths in counted_on):
+                return
             with self._recording() as manifest:
-                manifest.files.pop(path, None)
+                del manifest.files[path]
                 manifest.sha256.pop(path, None)
             (self.directory / path).unlink(missing_ok=True)
 
@@ -311,9 +319,21 @@ class Build:
     def record_staged(
         self, item: Item, paths: Iterable[str], trees: Iterable[Mapping[str, StagedFile]]
     ) -> None:
-        """Record an item whose files and trees are all published."""
+        """Record an item whose files and trees are all published.
+
+        Raises:
+            ArchiveFileChanged: one of the files has been withdrawn since.
+        """
         with self._lock:
             assert self._manifest is not None
+            paths = tuple(sorted(paths))
+            files = {**self._manifest.files, **self._unrecorded}
+            for path in paths:
+                if path not in files:
+                    raise ArchiveFileChanged(
+                        f"{path} of {self.name} was replaced in the archive while {item.name} "
+                        "was being staged; ask for it again"
+                    )
             names, size = [], 0
             for number, tree in enumerate(trees):
                 name = f"{item.name}-{zlib.crc32(str(item).encode()):08x}-{number}.tree.json"
@@ -322,8 +342,6 @@ class Build:
                 size += sum(file.size for file in tree.values())
                 for path in tree:
                     self._unrecorded_members.pop(path, None)
-            paths = tuple(sorted(paths))
-            files = {**self._manifest.files, **self._unrecorded}
             size += sum(files[path].size for path in paths)
             with self._recording() as manifest:
                 manifest.items[item] = ItemRecord(

@@ -233,6 +233,8 @@ class Task:
             paths_of.setdefault(planned.archive_name, []).append(planned.path)
         under_way: list[str] = []
         for name, paths in paths_of.items():
+            # Before the other look: what somebody else publishes in between is not stale.
+            found = {path: build.find(path) for path in paths}
             if there := kept_file(build, listing[name]):
                 for path in paths:
                     if path != there[0]:
@@ -241,9 +243,9 @@ class Task:
                     self._bytes_there += (there[1].stored or there[1]).size
             else:
                 under_way.append(name)
-                for path in paths:
-                    if build.find(path) is not None:
-                        build.withdraw(path)
+                for path, stale in found.items():
+                    if stale is not None:
+                        build.withdraw(path, stale)
         for name in under_way:
             self._acquire(fetches, listing[name]).when_ended(ended.put)
         for _ in under_way:

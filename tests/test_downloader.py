@@ -31,13 +31,15 @@ from artifacts.errors import (
     NotFound,
 )
 from artifacts.fetch import FetchLimits
-from artifacts.manifest import Item
+from artifacts.manifest import Item, StagedFile
 from artifacts.retries import RetryLimits
 from artifacts.sources.registry import Sources
+from artifacts.sources.source import ArchiveFile
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
 from artifacts.timers import Timers
 from artifacts.unpack_limits import UnpackLimits
+from artifacts.whole_files import kept_file
 from artifacts.workers import Workers
 from downloader import DownloaderCache
 
@@ -284,6 +286,35 @@ def test_a_file_of_a_failed_try_that_has_changed_since_is_fetched_anew(
     write_build(build, a=changed, SHA256SUMS=hashlib.sha256(changed).hexdigest().encode() + b"  a")
     cache.stage(url, [Item.files("[ab]")]).result(SECONDS)
     assert (equipment.staging.directory / "board/R1-1/a").read_bytes() == changed
+
+
+def test_a_file_that_comes_while_another_looks_for_it_is_not_taken_for_an_old_one(
+    cache: DownloaderCache,
+    archive: ArchiveServer,
+    archive_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked, hold, hold_of_b = threading.Event(), threading.Event(), threading.Event()
+    write_build(archive_directory / "board/R1-1", a=b"a", b=b"b")
+
+    def look_in_time_and_wait(build: Build, file: ArchiveFile) -> tuple[str, StagedFile] | None:
+        there = kept_file(build, file)
+        if not looked.is_set():
+            looked.set()
+            wait_until(lambda: build.find("a") is not None)
+            archive.misbehave("/board/R1-1/a", Fault(hold=hold), times=1)
+            hold_of_b.set()
+        return there
+
+    monkeypatch.setattr("artifacts.task.kept_file", look_in_time_and_wait)
+    url = ArchiveUrl.parse(f"{archive.url}/board/R1-1")
+    archive.misbehave("/board/R1-1/b", Fault(hold=hold_of_b), times=1)
+    one = cache.stage(url, [Item.files("a")])
+    assert looked.wait(SECONDS)
+    both = cache.stage(url, [Item.files("[ab]")])
+    both.result(SECONDS)
+    hold.set()
+    one.result(SECONDS)
 
 
 def test_a_retry_needs_room_only_for_what_is_missing(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
 from running_server import RunningServer
+from test_crash import wait_until
 
 NAME = "board/R1-1.0.0"
 
@@ -61,6 +64,30 @@ def test_a_file_that_grows_after_it_was_listed_is_staged_as_it_is_now(
         archive.misbehave(f"/{NAME}/nested/second", Fault(replace_with=now), times=1)
         assert stage_all(server, archive) == (200, "Success")
         assert server.file(f"{NAME}/nested/second") == now
+
+
+def test_a_file_that_changes_while_others_of_its_glob_come_is_told_in_words(
+    serve: Serve, root: Path
+) -> None:
+    holds = {name: threading.Event() for name in ("first", "nested/second")}
+    with ArchiveServer(root) as archive, ThreadPoolExecutor() as pool:
+        server = serve("--allow-archive", archive.url)
+        url = f"{archive.url}/{NAME}"
+        archive.misbehave(f"/{NAME}/nested/second", Fault(hold=holds["nested/second"]), times=1)
+        everything = pool.submit(stage_all, server, archive)
+        wait_until(lambda: server.get(f"/static/{NAME}/first").status_code == 200)
+
+        (root / NAME / "first").write_bytes(b"replaced")
+        archive.misbehave(f"/{NAME}/first", Fault(hold=holds["first"]), times=1)
+        first = pool.submit(server.get, "/stage", archive_url=url, files="first")
+        wait_until(lambda: server.get(f"/static/{NAME}/first").status_code == 404)
+        holds["nested/second"].set()
+        status, text = everything.result(60)
+        assert (status, "first" in text, "replaced" in text) == (502, True, True), text
+        holds["first"].set()
+        assert first.result(60).text == "Success"
+        assert stage_all(server, archive) == (200, "Success")
+        assert server.file(f"{NAME}/first") == b"replaced"
 
 
 def test_a_name_that_is_listed_twice_is_one_file(serve: Serve, root: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
 from artifacts.disk import boot_id, link_into_place, write_durably
-from artifacts.errors import BuildNotFound, Conflict, DevserverError
+from artifacts.errors import ArchiveFileChanged, BuildNotFound, Conflict, DevserverError
 from artifacts.manifest import Failure, Item, ItemState, StagedFile
 from artifacts.staging import Staging
 
@@ -416,6 +416,29 @@ def test_what_failed_and_was_removed_is_in_nobodys_way(staging: Staging) -> None
     build.remove_unrecorded()
     publish(build, "update.gz", b"other")
     publish_tree(build, {"autotest/a": b"other"})
+
+
+def test_what_is_out_of_date_is_withdrawn_once_and_what_others_count_on_never(
+    staging: Staging, static: Path
+) -> None:
+    build = begun(staging, PAYLOAD, AUTOTEST, LOGS)
+    for path in ("a.log", "autotest/a", "update.gz"):
+        publish(build, path, b"old")
+    build.record_staged(PAYLOAD, ["update.gz"], [])
+    tree = publish_tree(build, {"autotest/a": b"old"})
+    build.record_staged(AUTOTEST, [], [tree])
+    found = {path: build.find(path) for path in ("a.log", "autotest/a", "update.gz")}
+    for _ in range(2):
+        for path, stale in found.items():
+            assert stale is not None
+            build.withdraw(path, stale)
+        assert set(build.files()) >= {"autotest/a", "update.gz"}
+        publish(build, "a.log", b"new")
+        build.record_published()
+    assert build.find("a.log") == described(b"new")
+    assert (build.directory / "a.log").read_bytes() == b"new"
+    with pytest.raises(ArchiveFileChanged, match=r"b.log of x86-generic.*ask for it again"):
+        build.record_staged(LOGS, ["a.log", "b.log"], [])
 
 
 # --- links
