@@ -10,10 +10,11 @@ threads of the downloader, whatever becomes of those who asked.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -21,7 +22,14 @@ from typing import Any
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Asked, Build
 from artifacts.equipment import Equipment
-from artifacts.errors import BuildNotFound, Busy, Conflict, DevserverError, in_words
+from artifacts.errors import (
+    BuildNotFound,
+    Busy,
+    Conflict,
+    DevserverError,
+    in_words,
+    storage_error,
+)
 from artifacts.fetch import Fetch
 from artifacts.futures import first_failure, resolve
 from artifacts.lock_dictionary import LockDictionary
@@ -324,7 +332,7 @@ class DownloaderCache:
         """
         build = self._staging.build(archive_url.name)
         self._staging.check_archive(build, archive_url)
-        with self._locks.holding(archive_url):
+        with self._locks.holding(archive_url), _disk_errors_in_words(archive_url.name):
             downloader = self._find(archive_url)
             if downloader is not None:
                 return downloader.settled
@@ -369,8 +377,9 @@ class DownloaderCache:
         return all(answers)
 
     def drop(self, name: BuildName) -> None:
-        """Take a build off the disk; as ``Staging.drop``."""
-        self._staging.drop(name)
+        """Take a build off the disk; as ``Staging.drop``, but what the disk refuses is in words."""
+        with _disk_errors_in_words(name):
+            self._staging.drop(name)
 
     # --- looking
 
@@ -431,7 +440,7 @@ class DownloaderCache:
         *,
         drop_first: bool = False,
     ) -> dict[Item, Task]:
-        with self._locks.holding(archive_url):
+        with self._locks.holding(archive_url), _disk_errors_in_words(archive_url.name):
             build = self._staging.build(archive_url.name)
             self._staging.check_archive(build, archive_url)
             if drop_first:
@@ -498,8 +507,15 @@ class DownloaderCache:
         artifact = catalog.artifacts.get(item.name) if item.is_artifact else None
         if artifact is None:
             return Wish()
-        names = [other.name for other in asked.items if other.name in catalog.artifacts]
-        came_along = artifact.when != "request" or item.name in catalog.brought_by(
-            name for name in names if name != item.name
-        )
+        others = [other.name for other in asked.items if other.is_artifact and other != item]
+        known = [name for name in others if name in catalog.artifacts]
+        came_along = artifact.when != "request" or item.name in catalog.brought_by(known)
         return Wish(artifact.when != "background", came_along and not artifact.required)
+
+
+@contextlib.contextmanager
+def _disk_errors_in_words(name: BuildName) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, str(name)) from error

@@ -404,15 +404,21 @@ class Build:
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
 
-    def move_away(self, trash: Path) -> None:
-        """Take the build off disk into ``trash``: first its manifest, then its files."""
+    def move_away(self, trash: Path, *, files_first: bool = False) -> None:
+        """Take the build off disk into ``trash``: first its manifest, then its files.
+
+        ``files_first``: the other way round.
+        """
         with self._lock:
             self._manifest = None
             self._tree_cache.forget(self._records)
             self._unrecorded.clear()
             self._unrecorded_sha256.clear()
             self._unrecorded_members.clear()
-            for directory, name in ((self._records, "records"), (self.directory, "files")):
+            directories = [(self._records, "records"), (self.directory, "files")]
+            if files_first:
+                directories.reverse()
+            for directory, name in directories:
                 if directory.exists():
                     directory.replace(trash / f"{name}-{os.urandom(8).hex()}")
                     fsync_directory(directory.parent)

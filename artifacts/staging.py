@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -111,15 +112,14 @@ class Staging:
 
         Raises:
             Conflict: the build has been staged, or is being staged, from another archive.
+            OSError: the disk refuses; then nothing is claimed.
         """
         name = archive_url.name
         with self._lock:
             build = self.build(name)
             self.check_archive(build, archive_url)
+            self._mark(name)
             self._claims[name] = archive_url
-            marker = self._marker(name)
-            if not marker.exists():
-                write_durably(marker, str(name).encode("utf-8"))
             return build
 
     def check_archive(self, build: Build, archive_url: ArchiveUrl) -> None:
@@ -155,14 +155,17 @@ class Staging:
         Raises:
             BuildNotFound: there is none.
             Conflict: it is being staged.
+            OSError: the disk refuses, for another reason than that it is full.
         """
         with self._lock:
             build = self.known_build(name)
             if name in self._claims:
                 raise Conflict(f"{name} is being staged; it can be dropped afterwards")
-            write_durably(self._marker(name), str(name).encode("utf-8"))
-            build.move_away(self._trash)
-            self._marker(name).unlink()
+            # After a crash halfway, what has lost its manifest is removed for its marker's sake.
+            # Without one, files must not outlive their manifest: nobody would ever remove them.
+            # A manifest whose files are gone is noticed, and can be dropped again.
+            build.move_away(self._trash, files_first=not self._mark_if_there_is_room(name))
+            self._remove_marker(name)
             # Builds are made under a claim only: nobody is just making one there.
             if not any(claimed.target == name.target for claimed in self._claims):
                 for directory in (self.directory / name.target, self._records / name.target):
@@ -196,6 +199,20 @@ class Staging:
 
     def _marker(self, name: BuildName) -> Path:
         return self._markers / hashlib.sha1(str(name).encode("utf-8")).hexdigest()
+
+    def _mark(self, name: BuildName) -> None:
+        marker = self._marker(name)
+        if not marker.exists():
+            write_durably(marker, str(name).encode("utf-8"))
+
+    def _mark_if_there_is_room(self, name: BuildName) -> bool:
+        try:
+            self._mark(name)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            return False
+        return True
 
     def _remove_marker(self, name: BuildName) -> None:
         try:

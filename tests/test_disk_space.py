@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import subprocess
@@ -15,6 +16,7 @@ from archive_server import ArchiveServer
 from conftest import Serve, missing_tool
 from real_servers import emulated_s3
 from running_server import REPOSITORY
+from test_crash import wait_until
 
 from artifacts.commands.sample_build import BUILD, TARGET
 from artifacts.decompress import zstd
@@ -74,6 +76,51 @@ def test_a_disk_that_fills_up_on_the_way_fails_cleanly_and_the_server_lives_on(
         assert not list((small_disk / ".devserver" / "tmp").iterdir())
         assert server.call("/download", archive_url=f"{archive.url}/board/R1-2.0.0") == "Success"
         assert server.get("/ready").status_code == 503 or server.get("/ready").status_code == 200
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room at all; return the file that takes it."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def test_a_build_that_finds_the_disk_full_is_507_and_can_be_staged_once_there_is_room(
+    serve: Serve, small_disk: Path, archive_directory: Path
+) -> None:
+    make_build(archive_directory, "R1-1.0.0", 1_000_000)
+    (archive_directory / "board" / "R1-1.0.0" / "stateful.tgz").write_bytes(b"state")
+    server = serve("--allow-archive", f"file://{archive_directory}")
+    url = f"file://{archive_directory}/board/R1-1.0.0"
+    server.call("/stage", archive_url=url, artifacts="full_payload")
+    ballast = fill(small_disk)
+    for query in ({"artifacts": "stateful"}, {"artifacts": "stateful", "wait": 1}):
+        failure = server.get("/stage", archive_url=url, **query)
+        assert (failure.status_code, "disk is full" in failure.text) == (507, True), failure.text
+    assert server.call("/is_staged", archive_url=url, artifacts="full_payload") == "True"
+    ballast.unlink()
+    assert server.call("/stage?clean=True", archive_url=url, artifacts="stateful") == "Success"
+    dropped = server.session.delete(f"{server.url}/api/v1/builds/board/R1-1.0.0")
+    assert dropped.status_code == 204
+
+
+def test_a_full_disk_can_be_freed_by_dropping_a_build(
+    serve: Serve, small_disk: Path, archive_directory: Path
+) -> None:
+    make_build(archive_directory, "R1-1.0.0", 1_000_000)
+    make_build(archive_directory, "R1-2.0.0", 500_000)
+    server = serve("--allow-archive", f"file://{archive_directory}")
+    url = f"file://{archive_directory}/board"
+    server.call("/stage", archive_url=f"{url}/R1-1.0.0", artifacts="full_payload")
+    fill(small_disk)
+    assert server.get("/download", archive_url=f"{url}/R1-2.0.0").status_code == 507
+    dropped = server.session.delete(f"{server.url}/api/v1/builds/board/R1-1.0.0")
+    assert dropped.status_code == 204, dropped.text
+    assert server.get("/api/v1/builds").json() == {"builds": []}
+    wait_until(lambda: not list((small_disk / ".devserver" / "trash").iterdir()))
+    assert server.call("/download", archive_url=f"{url}/R1-2.0.0") == "Success"
 
 
 def test_an_archive_that_unpacks_to_more_than_there_is_room_for_leaves_nothing(

@@ -285,7 +285,9 @@ def test_a_pax_name_with_a_zero_byte_is_refused(tree: Path) -> None:
     "name", ["n" * 300, ("d" * 200 + "/") * 20 + "file", "d/" * 100_000 + "file"]
 )
 def test_a_name_too_long_for_the_disk_is_the_archives_fault(tree: Path, name: str) -> None:
-    assert_refused(tree, tar_of(member(name)), "cannot be made|over 4,096 characters|over 200 segments")
+    assert_refused(
+        tree, tar_of(member(name)), "cannot be made|over 4,096 characters|over 200 segments"
+    )
 
 
 def test_a_member_below_a_symbolic_link_is_refused(tree: Path) -> None:

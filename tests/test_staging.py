@@ -681,6 +681,28 @@ def test_a_crash_while_dropping_leaves_no_half_build(
     assert list(again.all_builds()) == trash_of(again) == []
 
 
+def test_a_crash_while_dropping_on_a_full_disk_leaves_no_files_that_nobody_knows(
+    staging: Staging, open_staging: OpenStaging, static: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, f"no room for {path}")
+
+    def crash(directory: Path) -> None:
+        raise OSError(errno.EIO, "crash")
+
+    stage(staging, {"update.gz": b"payload"})
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="crash"):
+        broken.setattr("artifacts.staging.write_durably", no_room)
+        broken.setattr("artifacts.build.fsync_directory", crash)
+        staging.drop(NAME)
+    again = open_staging(after_crash(static))
+    assert not (again.directory / str(NAME)).exists()
+    record = again.known_build(NAME).state_of(PAYLOAD)
+    assert record is not None and record.state is ItemState.ASKED
+    again.drop(NAME)
+    assert list(again.all_builds()) == []
+
+
 def test_temporary_directories_are_thrown_away_or_swept(
     staging: Staging, open_staging: OpenStaging
 ) -> None:
