@@ -444,6 +444,7 @@ class DownloaderCache:
             build = self._staging.build(archive_url.name)
             self._staging.check_archive(build, archive_url)
             if drop_first:
+                self._check_is_open()
                 self._drop_if_known(archive_url.name)
             build.touch()
             if all(
@@ -452,10 +453,13 @@ class DownloaderCache:
             ):
                 self._failures.forget(archive_url, list(self._failures.of(archive_url)))
                 return {item: settled_task(item, wish) for item, wish in wishes.items()}
-            if self.is_closed:
-                raise Busy("the server is shutting down")
+            self._check_is_open()
             downloader = self._find(archive_url) or self._open(archive_url)
             return downloader.ask(wishes, wait_seconds)
+
+    def _check_is_open(self) -> None:
+        if self.is_closed:
+            raise Busy("the server is shutting down")
 
     def _drop_if_known(self, name: BuildName) -> None:
         try:
@@ -470,9 +474,7 @@ class DownloaderCache:
 
     def _open(self, archive_url: ArchiveUrl) -> Downloader:
         """Make and cache the downloader of a URL whose lock is held."""
-        with self._changed:
-            if self._is_closed:
-                raise Busy("the server is shutting down")
+        self._check_is_open()
         build = self._staging.claim(archive_url)
         downloader = Downloader(archive_url, build, self._equipment, self._failures, self._release)
         with self._changed:

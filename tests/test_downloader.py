@@ -363,6 +363,17 @@ def test_an_archive_staged_as_it_is_is_unpacked_without_fetching_it_again(
     assert archive.bytes_sent(f"/{NAME}/autotest.tar.bz2") == size
 
 
+def test_clean_while_shutting_down_drops_nothing(
+    cache: DownloaderCache, archive_directory: Path
+) -> None:
+    url = ArchiveUrl.parse(f"file://{archive_directory}/{NAME}")
+    cache.stage(url, [Item.artifact("stateful")]).result(SECONDS)
+    cache.close(timeout_seconds=0.1)
+    with pytest.raises(Busy):
+        cache.stage(url, [Item.artifact("stateful")], drop_first=True)
+    assert cache.is_staged(url, [Item.artifact("stateful")])
+
+
 def test_clean_of_another_archive_drops_nothing(
     cache: DownloaderCache, archive: ArchiveServer, archive_directory: Path
 ) -> None:
