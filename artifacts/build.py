@@ -358,7 +358,10 @@ class Build:
             return True
 
     def forget(self, items: Iterable[Item]) -> None:
-        """Take back that items were asked for, of which nothing has come."""
+        """Take back that items were asked for, of which nothing has come.
+
+        A manifest that is left without items goes when the claim is given back.
+        """
         with self._lock:
             if self._manifest is None:
                 return

@@ -18,7 +18,7 @@ from pathlib import Path
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
 from artifacts.disk import DirectoryLock, boot_id, fsync_directory, write_durably
-from artifacts.errors import BadRequest, BuildNotFound, Conflict, DevserverError
+from artifacts.errors import BadRequest, BuildNotFound, Busy, Conflict, DevserverError
 from artifacts.space import Space
 from artifacts.trees import TreeCache
 from artifacts.workers import Workers
@@ -141,12 +141,15 @@ class Staging:
             return name in self._claims
 
     def release(self, archive_url: ArchiveUrl, *, is_clean: bool = True) -> None:
-        """Give a claim back; what is not ``is_clean`` is looked at again at the next start."""
+        """Give a claim back; what is not ``is_clean`` is looked at again at the next start.
+
+        A build of which nothing is asked any more goes.
+        """
         name = archive_url.name
         with self._lock:
             if self._claims.get(name) == archive_url:
                 del self._claims[name]
-                if is_clean:
+                if self._move_away_if_empty(self.build(name)) and is_clean:
                     self._remove_marker(name)
 
     def drop(self, name: BuildName) -> None:
@@ -164,13 +167,8 @@ class Staging:
             # After a crash halfway, what has lost its manifest is removed for its marker's sake.
             # Without one, files must not outlive their manifest: nobody would ever remove them.
             # A manifest whose files are gone is noticed, and can be dropped again.
-            build.move_away(self._trash, files_first=not self._mark_if_there_is_room(name))
+            self._move_away(build, files_first=not self._mark_if_there_is_room(name))
             self._remove_marker(name)
-            # Builds are made under a claim only: nobody is just making one there.
-            if not any(claimed.target == name.target for claimed in self._claims):
-                for directory in (self.directory / name.target, self._records / name.target):
-                    _remove_if_empty(directory)
-        self._empty_trash()
 
     def new_directory(self) -> Path:
         """Return an empty temporary directory on the disk of the static directory."""
@@ -196,6 +194,27 @@ class Staging:
             path.unlink()
 
     # --- inside
+
+    def _move_away(self, build: Build, *, files_first: bool = False) -> None:
+        build.move_away(self._trash, files_first=files_first)
+        # Builds are made under a claim only: nobody is just making one there.
+        if not any(claimed.target == build.name.target for claimed in self._claims):
+            for directory in (self.directory, self._records):
+                _remove_if_empty(directory / build.name.target)
+        self._empty_trash()
+
+    def _move_away_if_empty(self, build: Build) -> bool:
+        """Take a marked build away if its manifest says nothing; return False where that fails."""
+        asked = build.asked
+        # A link is somebody else's, and nobody has asked for it to go.
+        if asked is None or asked.items or build.directory.is_symlink():
+            return True
+        try:
+            self._move_away(build)
+        except (OSError, Busy):
+            _log.exception("removing %s, of which nothing is asked any more", build.name)
+            return False
+        return True
 
     def _marker(self, name: BuildName) -> Path:
         return self._markers / hashlib.sha1(str(name).encode("utf-8")).hexdigest()
@@ -232,7 +251,9 @@ class Staging:
                 is_whole = False
             if is_whole:
                 _log.info("%s was under way when the last server ended", name)
-                self.build(name).remove_unrecorded()
+                build = self.build(name)
+                build.remove_unrecorded()
+                self._move_away_if_empty(build)
             else:
                 _log.warning("%s names no build", marker)
             marker.unlink()

@@ -247,6 +247,9 @@ def test_a_directory_of_somebody_elses_behind_a_link_is_left_alone(
     with pytest.raises(Conflict):
         publish(build, "update.gz", b"payload")
     build.remove_unrecorded()
+    build.forget([PAYLOAD])
+    staging.release(ARCHIVE_URL)
+    assert build.directory.is_symlink()
     assert on_disk(tmp_path / "elsewhere") == {"file"}
 
 
@@ -264,6 +267,26 @@ def test_a_marker_that_was_not_written_whole_marks_nothing(
     assert (static / "x86-generic" / "R17" / "by-hand").exists()
     assert list(markers.iterdir()) == []
     assert "names no build" in caplog.text
+
+
+def test_a_build_of_which_nothing_is_asked_any_more_goes_with_its_claim_or_after_a_crash(
+    staging: Staging, open_staging: OpenStaging, static: Path
+) -> None:
+    build = begun(staging, LOGS)
+    publish(build, "a.log", b"a", archive_name="a.log")
+    build.record_published()
+    build.forget([LOGS])
+    crashed = after_crash(static)
+    staging.release(ARCHIVE_URL)
+    assert trash_of(staging) == []
+    again = open_staging(crashed)
+    assert trash_of(again) == []
+    for each in (staging, again):
+        assert list(each.all_builds()) == each.targets() == []
+        assert not (each.directory / NAME.target).exists()
+        assert list((each.directory / ".devserver" / "under_way").iterdir()) == []
+    stage(again, {"update.gz": b"payload"})
+    assert set(again.known_build(NAME).files()) == {"update.gz"}
 
 
 # --- who may

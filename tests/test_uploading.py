@@ -176,6 +176,24 @@ def test_files_that_never_come_are_named_and_forgotten(
     assert server.call("/latestbuild", target=TARGET) == BUILD
 
 
+def test_a_build_of_which_nothing_that_was_asked_for_ever_came_leaves_nothing(
+    server: RunningServer, archive: ArchiveServer, build_url: str
+) -> None:
+    upload(archive, *FOREGROUND)
+    query = {"archive_url": build_url, "files": "typo"}
+    failure = server.get("/stage", **query, wait=0.3)
+    assert failure.status_code == 404
+    assert server.get("/api/v1/builds").json() == {"builds": []}
+    assert server.get("/wait_for_status", archive_url=build_url).text == failure.text
+    own = server.static_directory / ".devserver"
+    for directory in (server.static_directory, own / "builds"):
+        assert not (directory / TARGET).exists()
+    assert not list((own / "under_way").iterdir())
+    # Somebody may still want what there is.
+    assert server.call("/stage", archive_url=build_url, artifacts="stateful") == "Success"
+    assert states(server) == {"stateful": "staged"}
+
+
 def test_a_build_that_is_not_there_at_all_is_waited_for(
     server: RunningServer, archive_directory: Path, pool: ThreadPoolExecutor
 ) -> None:
