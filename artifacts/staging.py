@@ -265,10 +265,14 @@ class Staging:
 
     def _delete_trash(self) -> None:
         for path in self._trash.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            except (OSError, RecursionError):
+                # The others can go all the same.
+                _log.exception("deleting %s", path)
 
 
 def _names_in(directory: Path) -> list[str]:

@@ -525,6 +525,23 @@ def test_an_archive_that_hangs_while_many_wait_for_it_leaves_the_server_staging_
     archive.behave()
 
 
+def test_what_was_demanded_before_a_crash_is_missed_after_it(
+    serve: Serve,
+    server: RunningServer,
+    archive: ArchiveServer,
+    pool: ThreadPoolExecutor,
+    build_url: str,
+) -> None:
+    upload(archive, *FOREGROUND)
+    answer = ask(pool, server, "/stage", archive_url=build_url, artifacts="symbols", wait=LONG)
+    look_again(archive, 2)
+    server.kill()
+    assert answer.exception(LONG) is not None
+    again = serve("--allow-archive", archive.url)
+    status = again.get("/wait_for_status", archive_url=build_url)
+    assert (status.status_code, "symbols" in status.text) == (404, True)
+
+
 def test_the_end_of_the_server_ends_waits_at_once_and_loses_nothing(
     serve: Serve,
     server: RunningServer,
