@@ -393,14 +393,18 @@ def test_whatever_comes_or_not_while_many_wait_all_are_answered_and_nothing_is_l
 ) -> None:
     monkeypatch.setattr("artifacts.upload_watch._FIRST_PAUSE_SECONDS", 0.01)
     names = ["x_full_y.bin", "stateful.tgz", "a", "b", "c"]
-    build = archive_directory / "board/R1-1"
+    build, aside = archive_directory / "board/R1-1", archive_directory / "aside"
     url = ArchiveUrl.parse(f"file://{build}")
     ended = threading.Event()
 
     def upload(seed: int) -> None:
         chance = random.Random(seed)
+        build.mkdir(parents=True)
         while not ended.is_set():
-            write_build(build, **{chance.choice(names): b"same"})
+            name = chance.choice(names)
+            # As a whole: what is half there could be staged, and in the way of the rest.
+            write_build(aside, **{name: b"same"})
+            (aside / name).replace(build / name)
             if chance.random() < 0.7:
                 (build / chance.choice(names)).unlink(missing_ok=True)
 
