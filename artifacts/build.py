@@ -261,23 +261,31 @@ class Build:
                 with self._recording():
                     pass
 
+    def published_file(self, path: str) -> StagedFile | None:
+        """Return the file at ``path``, recorded or not, if it was published by itself."""
+        with self._lock:
+            recorded = self._manifest.files.get(path) if self._manifest else None
+            return self._unrecorded.get(path) or recorded
+
     def withdraw(self, path: str, stale: StagedFile) -> None:
         """Take back a file of an item that was never complete.
 
         It stays where an item that is complete counts on it, and where it is not ``stale`` any
-        more, as ``find`` returned it: somebody else has replaced it meanwhile.
+        more, as ``published_file`` returned it: somebody else has replaced it meanwhile.
         """
         with self._lock:
             assert self._manifest is not None
-            if self._manifest.files.get(path) is not stale:
+            if self.published_file(path) is not stale:
                 return
             counted_on = chain(
                 (record.paths for record in self._manifest.items.values()), self._all_trees()
             )
             if path in self._unrecorded_members or any(path in paths for paths in counted_on):
                 return
+            self._unrecorded.pop(path, None)
+            self._unrecorded_sha256.pop(path, None)
             with self._recording() as manifest:
-                del manifest.files[path]
+                manifest.files.pop(path, None)
                 manifest.sha256.pop(path, None)
             (self.directory / path).unlink(missing_ok=True)
 

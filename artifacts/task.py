@@ -234,7 +234,7 @@ class Task:
         under_way: list[str] = []
         for name, paths in paths_of.items():
             # Before the other look: what somebody else publishes in between is not stale.
-            found = {path: build.find(path) for path in paths}
+            found = {path: build.published_file(path) for path in paths}
             if there := kept_file(build, listing[name]):
                 for path in paths:
                     if path != there[0]:

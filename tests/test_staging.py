@@ -450,16 +450,21 @@ def test_what_is_out_of_date_is_withdrawn_once_and_what_others_count_on_never(
     build.record_staged(PAYLOAD, ["update.gz"], [])
     tree = publish_tree(build, {"autotest/a": b"old"})
     build.record_staged(AUTOTEST, [], [tree])
-    found = {path: build.find(path) for path in ("a.log", "autotest/a", "update.gz")}
+    found = {path: build.published_file(path) for path in ("a.log", "autotest/a", "update.gz")}
     for _ in range(2):
         for path, stale in found.items():
             assert stale is not None
             build.withdraw(path, stale)
         assert set(build.files()) >= {"autotest/a", "update.gz"}
         publish(build, "a.log", b"new")
-        build.record_published()
+    build.record_published()
     assert build.find("a.log") == described(b"new")
     assert (build.directory / "a.log").read_bytes() == b"new"
+    publish(build, "c.log", b"never recorded")
+    stale = build.published_file("c.log")
+    assert stale is not None
+    build.withdraw("c.log", stale)
+    publish(build, "c.log", b"new")
     with pytest.raises(ArchiveFileChanged, match=r"b.log of x86-generic.*ask for it again"):
         build.record_staged(LOGS, ["a.log", "b.log"], [])
 
