@@ -22,7 +22,7 @@ demo: $(INSTALLED)  ## a sample build, a server and one staged build, to see dev
 	@$(BIN)/devserver demo
 
 test: $(INSTALLED_TEST)  ## run the tests (PYTEST_ARGS='-k ranges' chooses some)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED_LINT)  ## check style, formatting and types
 	@echo "ruff check"

@@ -318,6 +318,8 @@ def test_what_comes_along_does_not_wait_for_what_another_call_lacks(
     assert server.call("/stage", archive_url=build_url, artifacts="test_suites") == "Success"
     wait_until(lambda: states(server).get("control_files") == "staged")
     assert not download.done()
+    upload(archive, *FOREGROUND, "control_files.tar")
+    assert text_of(download) == (200, "Success")
 
 
 def test_who_joins_a_longer_wait_is_answered_in_their_own_time(

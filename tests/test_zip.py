@@ -584,7 +584,7 @@ MEMBERS = {
         "not UTF-8",
     ),
     "300 characters": (Zipped(name="n" * 300), "cannot be made"),
-    "65,535 characters": (Zipped(name="n/" * 32_767 + "n"), "over 4,096 characters"),
+    "65,535 characters": (Zipped(name="n/" * 32_767 + "n"), "over 200 segments"),
     "a device": (Zipped(name="a", mode=stat.S_IFCHR | 0o644), "special file"),
     "a FIFO": (Zipped(name="a", mode=stat.S_IFIFO | 0o644), "special file"),
     "a socket": (Zipped(name="a", mode=stat.S_IFSOCK | 0o644), "special file"),
