@@ -28,6 +28,7 @@ from artifacts.errors import (
     Conflict,
     DevserverError,
     in_words,
+    shutting_down,
     storage_error,
 )
 from artifacts.fetch import Fetch
@@ -165,7 +166,7 @@ class Downloader:
     def stop_waiting(self) -> None:
         """Fail with Busy what the archive does not have yet; it stays asked for."""
         waiting = [task for task in self._tasks.all if task.wait_until and task.planned is None]
-        self._planner.fail(waiting, Busy("the server is shutting down"))
+        self._planner.fail(waiting, shutting_down())
 
     def cancel(self) -> None:
         """Fail what is under way with Busy; it stays asked for."""
@@ -459,7 +460,7 @@ class DownloaderCache:
 
     def _check_is_open(self) -> None:
         if self.is_closed:
-            raise Busy("the server is shutting down")
+            raise shutting_down()
 
     def _drop_if_known(self, name: BuildName) -> None:
         try:

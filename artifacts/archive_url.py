@@ -16,8 +16,9 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{0,221}")
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 _MAX_CHARACTERS = 2000
 _MAX_SEGMENT_BYTES = 255
-_MAX_PATH_SEGMENTS = 200
-_MAX_PATH_CHARACTERS = 4096
+# Of a path below a build. What walks trees, or removes them, may do so recursively.
+MAX_PATH_SEGMENTS = 200
+MAX_PATH_CHARACTERS = 4096
 _RESERVED_TARGETS = {"archive"}
 # What RFC 3986 allows in a path segment besides letters, digits and "-._~".
 _SEGMENT_SAFE = "!$&'()*+,;=:@"
@@ -52,9 +53,9 @@ def check_relative_path(path: str, what: str) -> str:
         raise BadRequest(f"{what} is empty")
     if path.startswith("/"):
         raise BadRequest(f"{what} must be relative: {path!r}")
-    if path.count("/") >= _MAX_PATH_SEGMENTS or len(path) > _MAX_PATH_CHARACTERS:
+    if path.count("/") >= MAX_PATH_SEGMENTS or len(path) > MAX_PATH_CHARACTERS:
         raise BadRequest(
-            f"{what} has over {_MAX_PATH_SEGMENTS} segments or {_MAX_PATH_CHARACTERS:,} characters"
+            f"{what} has over {MAX_PATH_SEGMENTS} segments or {MAX_PATH_CHARACTERS:,} characters"
         )
     for segment in path.split("/"):
         if not segment:

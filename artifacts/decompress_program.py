@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Self, cast
@@ -39,11 +40,13 @@ class ProgramDecompressed(io.RawIOBase):
         """``stream`` is blocking, and not closed; closing waits for the read under way."""
         self._stream = stream
         self._failure: BaseException | None = None
+        # Not a pipe, which somebody would have to empty meanwhile.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (close does)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             bufsize=0,
             env={},
         )
@@ -65,8 +68,8 @@ class ProgramDecompressed(io.RawIOBase):
             self._process.kill()
             self._thread.join()
             self._process.wait()
-            for pipe in (self._output, _pipe(self._process.stderr)):
-                pipe.close()
+            self._output.close()
+            self._said.close()
         super().close()
 
     def __enter__(self) -> Self:
@@ -86,9 +89,11 @@ class ProgramDecompressed(io.RawIOBase):
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        reason = _pipe(self._process.stderr).read(_MAX_REASON_BYTES) or b""
-        if self._process.wait() != 0:
-            said = reason.decode("utf-8", "replace").strip() or f"status {self._process.returncode}"
+        status = self._process.wait()
+        if status != 0:
+            self._said.seek(0)
+            reason = self._said.read(_MAX_REASON_BYTES).decode("utf-8", "replace")
+            said = reason.strip() or f"status {status}"
             raise ArchiveError(f"the archive is damaged or ends early: {said}")
 
 

@@ -109,6 +109,10 @@ class Busy(DevserverError):
         super().__init__(message, retry_after_seconds=retry_after_seconds)
 
 
+def shutting_down() -> Busy:
+    return Busy("the server is shutting down")
+
+
 class TimedOut(DevserverError):
     status, code = 504, "timed_out"
 

@@ -38,9 +38,9 @@ from artifacts.errors import (
     ArchiveError,
     ArchiveFileChanged,
     ArchiveFileMissing,
-    Busy,
     DevserverError,
     TransientArchiveError,
+    shutting_down,
     storage_error,
 )
 from artifacts.growing_file import FetchRestarted, GrowingFile
@@ -140,7 +140,7 @@ class Fetch:
 
     def cancel(self) -> None:
         """Fail whoever waits, with Busy: the server is ending."""
-        self._fail(Busy("the server is shutting down"))
+        self._fail(shutting_down())
 
     def discard(self) -> None:
         """Cancel what is under way, and remove the temporary file."""

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from artifacts.errors import ArchiveError, Busy, DevserverError, TransientArchiveError
+from artifacts.errors import (
+    ArchiveError,
+    DevserverError,
+    TransientArchiveError,
+    shutting_down,
+)
 
 _MAX_PAUSE_SECONDS = 30.0
 _Result = TypeVar("_Result")
@@ -48,5 +53,5 @@ def retrying(call: Callable[[], _Result], limits: RetryLimits, stopped: threadin
             if failed_tries == limits.tries:
                 raise ArchiveError(f"{error.message} ({limits.tries} tries)") from error
             if stopped.wait(limits.pause_seconds(failed_tries, error)):
-                raise Busy("the server is shutting down") from error
+                raise shutting_down() from error
     raise AssertionError("limits allow no try")

@@ -66,7 +66,7 @@ class Task:
         self.sizes: dict[str, int | None] = {}
         self._last_seen: frozenset[str] = frozenset()
         self._asked_at = time.monotonic()
-        self._lock = threading.Lock()  # guards joining and claiming, and the fetches
+        self._lock = threading.Lock()  # guards joining, claiming and gates, and the fetches
         self._is_claimed = False
         self._is_accepted = False
         self._has_company = False
@@ -194,9 +194,9 @@ class Task:
             paths: list[str] = []
             trees: list[dict[str, StagedFile]] = []
             if self.planned.is_unpacked:
-                trees = self._stage_trees(build, staging, fetches, self.files, limits)
+                trees = self._stage_trees(build, staging, fetches, limits)
             else:
-                paths = self._stage_files(build, fetches, self.files, limits)
+                paths = self._stage_files(build, fetches, limits)
             for path, target in self.planned.links.items():
                 build.publish_link(path, target)
                 paths.append(path)
@@ -219,13 +219,7 @@ class Task:
             self.sizes[fetch.name] = fetch.bytes_total
         fetches.release(fetch)
 
-    def _stage_files(
-        self,
-        build: Build,
-        fetches: SharedFetches,
-        listing: dict[str, ArchiveFile],
-        limits: UnpackLimits,
-    ) -> list[str]:
+    def _stage_files(self, build: Build, fetches: SharedFetches, limits: UnpackLimits) -> list[str]:
         assert self.planned is not None
         ended: queue.SimpleQueue[Fetch] = queue.SimpleQueue()
         paths_of: dict[str, list[str]] = {}  # parts may put one file of the archive in many places
@@ -235,7 +229,7 @@ class Task:
         for name, paths in paths_of.items():
             # Before the other look: what somebody else publishes in between is not stale.
             found = {path: build.published_file(path) for path in paths}
-            if there := kept_file(build, listing[name]):
+            if there := kept_file(build, self.files[name]):
                 for path in paths:
                     if path != there[0]:
                         build.publish_file(build.directory / there[0], path, there[1])
@@ -247,11 +241,10 @@ class Task:
                     if stale is not None:
                         build.withdraw(path, stale)
         for name in under_way:
-            self._acquire(fetches, listing[name]).when_ended(ended.put)
+            self._acquire(fetches, self.files[name]).when_ended(ended.put)
         for _ in under_way:
             fetch = _next_ended(ended, build)
-            for path in paths_of[fetch.name]:
-                publish_fetched(build, path, fetch.name, fetch.wait(), limits)
+            publish_fetched(build, paths_of[fetch.name], fetch.name, fetch.wait(), limits)
             self._let_go(fetches, fetch)
         return [planned.path for planned in self.planned.files]
 
@@ -260,11 +253,10 @@ class Task:
         build: Build,
         staging: Staging,
         fetches: SharedFetches,
-        listing: dict[str, ArchiveFile],
         limits: UnpackLimits,
     ) -> list[dict[str, StagedFile]]:
         assert self.planned is not None
-        files = [listing[planned.archive_name] for planned in self.planned.files]
+        files = [self.files[planned.archive_name] for planned in self.planned.files]
         origins: list[Fetch | Path] = []
         for file in files:
             there = kept_file(build, file)

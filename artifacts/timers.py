@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from artifacts.errors import Busy
+from artifacts.errors import Busy, shutting_down
 from artifacts.workers import Workers
 
 _NO_THREAD_SECONDS = 1.0
@@ -54,7 +54,7 @@ class Timers:
         """
         with self._changed:
             if self._is_closed:
-                raise Busy("the server is shutting down")
+                raise shutting_down()
             heapq.heappush(self._due, (due, next(self._numbers), lane, work))
             self._changed.notify()
 

@@ -18,10 +18,8 @@ from pathlib import Path
 
 import google_crc32c
 
+from artifacts.archive_url import MAX_PATH_CHARACTERS, MAX_PATH_SEGMENTS
 from artifacts.errors import ArchiveError
-
-MAX_PATH_CHARACTERS = 4096
-MAX_PATH_SEGMENTS = 200  # what walks trees, or removes them, may do so recursively
 
 _CONTROL_OR_NOT_UTF8 = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # What is the archive's fault and not the disk's. EEXIST: two names that the filesystem takes for
@@ -95,7 +93,28 @@ class TreeWriter:
             take: yields the next so many bytes of what is stored.
         """
         self._make_place(path, header)
-        crc32c = self._write_file(path, header, size, extents, take)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with _blaming(header):
+            descriptor = os.open(self._on_disk(path), flags, 0o600)
+        try:
+            os.fchmod(descriptor, header.mode & 0o755 | 0o644)
+            crc32c = position = written = 0
+            for offset, length in extents:
+                crc32c = _extend_by_zeros(crc32c, offset - position)
+                position = offset
+                for data in take(length):
+                    crc32c = google_crc32c.extend(crc32c, data)
+                    if not _is_hole(data):
+                        self._write(descriptor, data, position, is_next=position == written)
+                        written = position + len(data)
+                    position += len(data)
+            crc32c = _extend_by_zeros(crc32c, size - position)
+            if written < size:
+                os.ftruncate(descriptor, size)
+            modified_ns = _nanoseconds(header.modified_at)
+            os.utime(descriptor, ns=(modified_ns, modified_ns))
+        finally:
+            os.close(descriptor)
         self.members[path] = UnpackedMember(path, size, crc32c, None)
 
     def add_symbolic_link(self, path: str, header: Header, target: str) -> None:
@@ -148,38 +167,6 @@ class TreeWriter:
                 os.mkdir(self._on_disk(path))
             os.chmod(self._on_disk(path), 0o755)  # whatever the umask
             self._directories.add(path)
-
-    def _write_file(
-        self,
-        path: str,
-        header: Header,
-        size: int,
-        extents: Sequence[tuple[int, int]],
-        take: Callable[[int], Iterable[bytes]],
-    ) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with _blaming(header):
-            descriptor = os.open(self._on_disk(path), flags, 0o600)
-        try:
-            os.fchmod(descriptor, header.mode & 0o755 | 0o644)
-            crc32c = position = written = 0
-            for offset, length in extents:
-                crc32c = _extend_by_zeros(crc32c, offset - position)
-                position = offset
-                for data in take(length):
-                    crc32c = google_crc32c.extend(crc32c, data)
-                    if not _is_hole(data):
-                        self._write(descriptor, data, position, is_next=position == written)
-                        written = position + len(data)
-                    position += len(data)
-            crc32c = _extend_by_zeros(crc32c, size - position)
-            if written < size:
-                os.ftruncate(descriptor, size)
-            modified_ns = _nanoseconds(header.modified_at)
-            os.utime(descriptor, ns=(modified_ns, modified_ns))
-        finally:
-            os.close(descriptor)
-        return crc32c
 
     def _write(self, descriptor: int, data: bytes, position: int, *, is_next: bool) -> None:
         self._unchecked_bytes += len(data)

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from artifacts.equipment import Equipment
-from artifacts.errors import Busy, DevserverError, in_words
+from artifacts.errors import Busy, DevserverError, in_words, shutting_down
 from artifacts.futures import all_ended, resolve
 from artifacts.planning import Planner, may_pass
 from artifacts.sources.source import ArchiveFile
@@ -85,7 +85,7 @@ class UploadWatch:
         with self._lock:
             self._groups.append(tasks)
         if self._stopped.is_set():
-            self._planner.fail(tasks, _shutting_down())
+            self._planner.fail(tasks, shutting_down())
         else:
             self._schedule(look_at)
 
@@ -180,7 +180,3 @@ class UploadWatch:
 
 def _tell(looked: Future[None], failure: DevserverError | None, _: Future[None]) -> None:
     resolve(looked, failure)
-
-
-def _shutting_down() -> Busy:
-    return Busy("the server is shutting down")

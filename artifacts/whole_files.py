@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 
 from artifacts.build import Build
 from artifacts.content_encoding import decoded
@@ -13,9 +14,13 @@ from artifacts.unpack_limits import UnpackLimits
 
 
 def publish_fetched(
-    build: Build, path: str, archive_name: str, fetched: FetchedFile, limits: UnpackLimits
+    build: Build,
+    paths: Sequence[str],
+    archive_name: str,
+    fetched: FetchedFile,
+    limits: UnpackLimits,
 ) -> None:
-    """Make a fetched file readable at ``path``, decompressed if that is how it is meant.
+    """Make a fetched file readable at ``paths``, decompressed if that is how it is meant.
 
     Raises:
         ArchiveError: it is not encoded as the archive says, or is too large when decompressed.
@@ -25,13 +30,15 @@ def publish_fetched(
     sha256 = _in_base64(fetched.sha256)
     if fetched.content_encoding is None:
         staged = StagedFile(fetched.size, fetched.crc32c, archive_name=archive_name)
-        build.publish_file(fetched.path, path, staged, sha256)
+        for path in paths:
+            build.publish_file(fetched.path, path, staged, sha256)
         return
     stored = StoredBytes(fetched.size, fetched.crc32c, sha256)
     encoding = fetched.content_encoding
     with decoded(fetched.path, encoding, archive_name, limits) as plain:
         staged = StagedFile(plain.size, plain.crc32c, archive_name=archive_name, stored=stored)
-        build.publish_file(plain.path, path, staged)
+        for path in paths:
+            build.publish_file(plain.path, path, staged)
 
 
 def kept_file(build: Build, file: ArchiveFile) -> tuple[str, StagedFile] | None:

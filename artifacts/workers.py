@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from artifacts.errors import Busy
+from artifacts.errors import Busy, shutting_down
 
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
@@ -46,7 +46,7 @@ class Workers:
         """
         with self._changed:
             if self._closed:
-                raise _shutting_down()
+                raise shutting_down()
             (self._urgent if urgent else self._later).append(work)
             if len(self._urgent) + len(self._later) > self._idle and self._threads < self._limit:
                 self._threads += 1
@@ -89,7 +89,7 @@ class Workers:
             self._closed = True
             for work in (*self._urgent, *self._later):
                 if isinstance(work, _Call):
-                    work.future.set_exception(_shutting_down())
+                    work.future.set_exception(shutting_down())
             self._urgent.clear()
             self._later.clear()
             self._changed.notify_all()
@@ -139,7 +139,3 @@ class _Call(Generic[_Item, _Result]):
             self.future.set_result(self.call(self.item))
         except BaseException as error:
             self.future.set_exception(error)
-
-
-def _shutting_down() -> Busy:
-    return Busy("the server is shutting down")

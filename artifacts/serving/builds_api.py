@@ -108,8 +108,8 @@ class BuildsApi:
     def default(self, *segments: str) -> Answer:
         """/api/v1/builds/TARGET/BUILD: describe, stage (POST) or drop (DELETE) one build.
 
-        POST takes JSON: archive_url, artifacts and files, each of which may be left out; it does
-        not wait.
+        POST takes JSON: archive_url, artifacts, files and wait (seconds), each of which may be left
+        out; it answers at once.
         """
         check_method(("GET", "HEAD", "POST", "DELETE"))
         if len(segments) != 2:

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from artifacts.errors import Busy, TimedOut
+from artifacts.errors import TimedOut, shutting_down
 from artifacts.serving.answer import Answer, text_error
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class WaitingRoom:
                 with contextlib.suppress(ValueError, OSError, KeyError):
                     self._selector.register(connection.socket, selectors.EVENT_READ, number)
         if is_closed:
-            self._dismiss(number, _failed(Busy("the server is shutting down")))
+            self._dismiss(number, _failed(shutting_down()))
             return
         if is_next:
             self._wake()
@@ -112,7 +112,7 @@ class WaitingRoom:
             self._is_closed = True
             numbers = list(self._guests)
         for number in numbers:
-            self._dismiss(number, _failed(Busy("the server is shutting down")))
+            self._dismiss(number, _failed(shutting_down()))
         self._wake()
         if self._thread.is_alive():
             self._thread.join(timeout=5)

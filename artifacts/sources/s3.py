@@ -6,7 +6,6 @@ again, which is done here, and its bodies are read like those of other web serve
 
 from __future__ import annotations
 
-import base64
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -270,10 +269,8 @@ def told_checksums(headers: Mapping[str, str], *, is_whole: bool) -> Checksums:
         and "x-amz-server-side-encryption-customer-algorithm" not in headers
         and headers.get("x-amz-storage-class") != "EXPRESS_ONEZONE"
     )
-    return Checksums.from_base64(
-        crc32c=crc32c if is_whole and not is_composite else None,
-        md5=base64.b64encode(bytes.fromhex(etag)).decode("ascii") if is_md5 else None,
-    )
+    told = Checksums.from_base64(crc32c=crc32c if is_whole and not is_composite else None)
+    return replace(told, md5=bytes.fromhex(etag)) if is_md5 else told
 
 
 def _generation(etag: str | None) -> str | None:
