@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import wait_until
 from running_server import RunningServer
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 
 NAME = f"{TARGET}/{BUILD}"
-POLLS = 1200
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Look until something is so; in bounded time."""
-    looked = threading.Event()
-    for _ in range(POLLS):
-        if is_so():
-            return
-        looked.wait(0.05)
-    raise AssertionError("it did not come to be so")
 
 
 def staged_bytes(directory: Path) -> dict[str, bytes]:

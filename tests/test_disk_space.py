@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from archive_server import ArchiveServer
 from conftest import Serve, missing_tool
+from polling import wait_until
 from real_servers import emulated_s3
 from running_server import REPOSITORY
-from test_crash import wait_until
 
 from artifacts.commands.sample_build import BUILD, TARGET
 from artifacts.decompress import zstd

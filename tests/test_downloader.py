@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Fault
-from test_crash import wait_until
+from polling import wait_until
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.build import Build

@@ -19,6 +19,7 @@ import pytest
 import requests
 from archive_server import ArchiveServer, Fault
 from real_servers import make_certificate, nginx
+from source_calls import ASKING, Ask, assert_is_for_people, every_call, read
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.errors import (
@@ -26,7 +27,6 @@ from artifacts.errors import (
     ArchiveFileChanged,
     ArchiveFileMissing,
     BuildNotFound,
-    DevserverError,
     NotAllowed,
     TransientArchiveError,
 )
@@ -87,31 +87,7 @@ def file(source: Source, url: ArchiveUrl) -> ArchiveFile:
     return source.stat(url, "file")
 
 
-def read(
-    source: Source, url: ArchiveUrl, file: ArchiveFile, start: int = 0, stop: int | None = None
-) -> bytes:
-    with source.open(url, file, start, stop) as opened:
-        assert opened.start == start
-        return b"".join(iter(lambda: opened.read(100_000), b""))
-
-
-def assert_is_for_people(error: DevserverError, *words: str) -> None:
-    for word in words:
-        assert word in error.message
-    for strange in ("<", "object at", "Pool", "HTTPConnection", "Errno", "Error(", "('", "Caused"):
-        assert strange not in error.message
-
-
 # --- statuses
-
-ASKING = {
-    "list": lambda source, url: source.list(url),
-    "stat": lambda source, url: source.stat(url, "file"),
-    "open": lambda source, url: source.open(url, ArchiveFile("file")),
-    "open a range": lambda source, url: source.open(url, ArchiveFile("file"), 10, 20),
-}
-every_call = pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
-Ask = Callable[[Source, ArchiveUrl], object]
 
 
 @every_call

@@ -12,9 +12,9 @@ import pytest
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
 from lab_client import WAYS, LabClient, query
+from polling import wait_until
 from real_servers import emulated_google_storage
 from running_server import RunningServer
-from test_crash import wait_until
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import wait_until
 from running_server import RunningServer
-from test_crash import wait_until
 
 NAME = "board/R1-1.0.0"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -16,6 +16,7 @@ from archive_proxy import ArchiveProxy
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
 from real_servers import S3, S3_PAGE_FILES, Bucket, emulated_s3, make_certificate, nginx
+from source_calls import Ask, assert_is_for_people, every_call, read
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.checksums import Checksums
@@ -25,7 +26,6 @@ from artifacts.errors import (
     ArchiveFileChanged,
     ArchiveFileMissing,
     BuildNotFound,
-    DevserverError,
     TransientArchiveError,
 )
 from artifacts.sources import s3 as s3_source
@@ -87,31 +87,6 @@ def source(url: ArchiveUrl, proxy: ArchiveProxy) -> Iterator[Source]:
 @pytest.fixture
 def file(source: Source, url: ArchiveUrl) -> ArchiveFile:
     return source.stat(url, "file")
-
-
-def read(
-    source: Source, url: ArchiveUrl, file: ArchiveFile, start: int = 0, stop: int | None = None
-) -> bytes:
-    with source.open(url, file, start, stop) as opened:
-        assert opened.start == start
-        return b"".join(iter(lambda: opened.read(100_000), b""))
-
-
-def assert_is_for_people(error: DevserverError, *words: str) -> None:
-    for word in words:
-        assert word in error.message
-    for strange in ("<", "object at", "Pool", "Errno", "Error(", "('", "()", "An error occurred"):
-        assert strange not in error.message
-
-
-ASKING = {
-    "list": lambda source, url: source.list(url),
-    "stat": lambda source, url: source.stat(url, "file"),
-    "open": lambda source, url: source.open(url, ArchiveFile("file")),
-    "open a range": lambda source, url: source.open(url, ArchiveFile("file"), 10, 20),
-}
-every_call = pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
-Ask = Callable[[Source, ArchiveUrl], object]
 
 
 # --- end to end

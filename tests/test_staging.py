@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import google_crc32c
 import pytest
+from polling import wait_until
 
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
@@ -872,3 +874,20 @@ def test_the_boot_id_stays_while_the_machine_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pathlib.Path.read_text", not_linux)
     assert boot_id() == boot_id()
     assert boot_id().isdigit()
+
+
+def test_one_thing_that_cannot_be_deleted_holds_up_no_other(open_staging: OpenStaging) -> None:
+    before = open_staging()
+    trash = before.directory / ".devserver" / "trash"
+    before.close()
+    # Deeper than Python may be able to go, as only somebody's own hands can have made it.
+    levels = [f"{trash}/deep{'/d' * depth}" for depth in range(1100)]
+    for level in levels:
+        os.mkdir(level)
+    for number in range(20):
+        (trash / f"file-{number}").write_bytes(b"1")
+    open_staging()
+    wait_until(lambda: {path.name for path in trash.iterdir()} <= {"deep"})
+    for level in reversed(levels):
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(level)

@@ -16,10 +16,9 @@ import pytest
 import requests
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import clients, wait_until
 from real_servers import emulated_google_storage
 from running_server import REPOSITORY, RunningServer
-from test_crash import wait_until
-from test_waiting import clients
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 

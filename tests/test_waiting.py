@@ -12,8 +12,8 @@ import pytest
 import requests
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import clients, wait_until
 from running_server import RunningServer
-from test_crash import wait_until
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 
@@ -32,10 +32,6 @@ def held(archive: ArchiveServer) -> threading.Event:
 def server(serve: Serve, archive: ArchiveServer) -> RunningServer:
     # Few threads: what waits must not need one.
     return serve("--allow-archive", archive.url, "--threads", "4", "--shutdown-timeout", "2")
-
-
-def clients(server: RunningServer) -> int:
-    return int(server.get("/check_health").json()["apache_client_count"])
 
 
 def test_300_waiters_hold_nobody_up_and_all_are_answered(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import wait_until
 from running_server import RunningServer
-from test_crash import wait_until
 from zip_files import Zipped, link, zip_of
 
 from artifacts.commands.sample_build import BUILD, TARGET
