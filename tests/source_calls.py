@@ -34,9 +34,11 @@ def read(
         return b"".join(iter(lambda: opened.read(100_000), b""))
 
 
-def assert_is_for_people(error: DevserverError, *words: str) -> None:
+def assert_is_for_people(
+    error: DevserverError, *words: str, also_strange: tuple[str, ...] = ()
+) -> None:
     """Demand that an error has these words, and none that only programmers understand."""
     for word in words:
         assert word in error.message
-    for strange in _FOR_PROGRAMMERS:
+    for strange in (*_FOR_PROGRAMMERS, *also_strange):
         assert strange not in error.message
