@@ -287,7 +287,7 @@ class Lab:
         return give("\n\n".join(calls[name]))
 
     @cherrypy.expose
-    def static(self, /, *segments: str, **_: Any) -> Any:
+    def static(self, /, *segments: str, **_: Any) -> bytes:
         """/static/TARGET/BUILD/PATH: the staged files.
 
         GET and HEAD, with ranges and conditions; directories answer an index, as HTML or, with
@@ -295,24 +295,9 @@ class Lab:
         """
         try:
             check_method(("GET", "HEAD"))
-            answer = self._static_files.answer(list(segments), cherrypy.request.headers)
+            return give(self._static_files.answer(list(segments), cherrypy.request.headers))
         except DevserverError as error:
             return give(text_error(error))
-        if isinstance(answer, Answer):
-            return give(answer)
-        response = cherrypy.response
-        response.status = answer.status
-        response.headers.update(answer.headers)
-        response.headers["Content-Length"] = str(answer.length)
-        if "Content-Type" not in answer.headers:
-            response.headers.pop("Content-Type", None)
-        if answer.file is None:
-            return b""
-        if cherrypy.request.method == "HEAD":
-            answer.file.close()
-            return b""
-        response.stream = True
-        return answer.blocks()
 
     @cherrypy.expose
     def index(self, /, **_: Any) -> bytes:

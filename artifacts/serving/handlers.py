@@ -16,6 +16,7 @@ from artifacts.errors import BadRequest, DevserverError, MethodNotAllowed, NotAl
 from artifacts.manifest import Item
 from artifacts.patterns import REGEX_PREFIX
 from artifacts.serving.answer import Answer, text_answer, text_error
+from artifacts.serving.file_answer import FileAnswer
 from artifacts.serving.http_server import current_exchange
 from artifacts.serving.waiting import Wait
 
@@ -79,7 +80,7 @@ def items_of(artifacts: Iterable[str], files: Iterable[str]) -> list[Item]:
     return items
 
 
-Handled = Answer | Wait | str
+Handled = Answer | FileAnswer | Wait | str
 
 
 def lab_rpc(
@@ -136,11 +137,11 @@ def _host_of(origin: str) -> str | None:
 
 def give(handled: Handled) -> bytes:
     """Answer the current request: now, or when what it waits for has ended."""
-    if isinstance(handled, Wait):
-        if not handled.future.done():
-            current_exchange().wait = handled
-            return b""
+    while isinstance(handled, Wait) and handled.future.done():
         handled = handled.answer(handled.future)
+    if isinstance(handled, Wait | FileAnswer):
+        current_exchange().outcome = handled
+        return b""
     if isinstance(handled, str):
         handled = text_answer(handled)
     cherrypy.response.status = handled.status

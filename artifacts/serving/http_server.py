@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import threading
 import time
 from typing import Any
 
@@ -15,8 +17,8 @@ from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.wsgi import Gateway_10, Server
 
 from artifacts.errors import one_line
-from artifacts.serving.answer import Answer
-from artifacts.serving.waiting import Exchange, WaitingRoom
+from artifacts.serving.file_answer import FileAnswer
+from artifacts.serving.waiting import Exchange, Reply, Wait, WaitingRoom
 
 _access_log = logging.getLogger("devserver.access")
 _log = logging.getLogger(__name__)
@@ -45,10 +47,14 @@ class _Gateway(Gateway_10):
     def respond(self) -> None:
         response = self.req.server.wsgi_app(self.env, self.start_response)
         try:
-            if self.exchange.wait is not None:
+            outcome = self.exchange.outcome
+            if isinstance(outcome, Wait):
                 # Not ready: cheroot must not send the headers that the handler left.
                 self.req.ready = False
                 self.req.conn.set_aside(self)
+                return
+            if outcome is not None:
+                self.answer(outcome)
                 return
             for chunk in filter(None, response):
                 self.write(chunk)
@@ -61,7 +67,7 @@ class _Gateway(Gateway_10):
         finally:
             if hasattr(response, "close"):
                 response.close()
-            if self.exchange.wait is None:
+            if self.exchange.outcome is None:
                 self.log()
 
     def _check_length(self) -> None:
@@ -74,18 +80,49 @@ class _Gateway(Gateway_10):
         super().write(chunk)
         self._body_bytes += len(chunk)
 
-    def answer(self, answer: Answer) -> None:
-        """Write the answer of a request that has waited."""
+    def answer(self, answer: Reply) -> None:
+        """Write the answer of a request that has waited, or whose body is a file."""
         self.req.ready = True
         self.req.outheaders = []
         self.started_response = False
         self.remaining_bytes_out = None
         self.start_response(answer.status_line, answer.all_headers())
-        if answer.body and self.req.method != b"HEAD":
+        if self.req.method == b"HEAD":
+            self.req.ensure_headers_sent()
+        elif isinstance(answer, FileAnswer):
+            self._write_file(answer)
+        elif answer.body:
             self.write(answer.body)
         else:
             self.req.ensure_headers_sent()
+        if isinstance(answer, FileAnswer):
+            answer.close()
         self.log()
+
+    def _write_file(self, answer: FileAnswer) -> None:
+        file = answer.file
+        if file is None:
+            self.req.ensure_headers_sent()
+            return
+        for part in answer.parts:
+            if part.before:
+                self.write(part.before)
+            position = part.start
+            while position < part.stop:
+                changed = threading.Event()
+                while (readable_to := file.readable_to(position)) is None:
+                    changed.clear()
+                    file.watch(position, changed.set)
+                    changed.wait()
+                stop = min(part.stop, readable_to, position + _BLOCK_BYTES)
+                block = os.pread(file.fileno(), max(0, stop - position), position)
+                if not block:
+                    self.req.close_connection = True
+                    return
+                self.write(block)
+                position += len(block)
+        if answer.tail:
+            self.write(answer.tail)
 
     def log(self) -> None:
         if _access_log.isEnabledFor(logging.INFO):
@@ -121,7 +158,7 @@ class _Connection(HTTPConnection):
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._waiting: _Gateway | None = None
-        self._answer: Answer | None = None
+        self._answer: Reply | Wait | None = None
         self.server.connections_open.add(self)
 
     def set_aside(self, gateway: _Gateway) -> None:
@@ -131,7 +168,7 @@ class _Connection(HTTPConnection):
     def waiting(self) -> _Gateway | None:
         return self._waiting
 
-    def prepare_answer(self, answer: Answer) -> None:
+    def prepare_answer(self, answer: Reply | Wait) -> None:
         self._answer = answer
 
     def communicate(self) -> bool:
@@ -148,6 +185,10 @@ class _Connection(HTTPConnection):
         gateway, answer = self._waiting, self._answer
         assert gateway is not None and answer is not None
         self._waiting = self._answer = None
+        if isinstance(answer, Wait):
+            gateway.exchange.outcome = answer
+            self._waiting = gateway
+            return True
         try:
             gateway.answer(answer)
         except OSError:
@@ -195,8 +236,8 @@ class HttpServer(Server):
 
     def put_conn(self, conn: _Connection) -> None:
         """Take a connection back from a worker."""
-        if conn.waiting is not None and conn.waiting.exchange.wait is not None:
-            self.waiting_room.admit(conn, conn.waiting.exchange.wait)
+        if conn.waiting is not None and isinstance(conn.waiting.exchange.outcome, Wait):
+            self.waiting_room.admit(conn, conn.waiting.exchange.outcome)
         else:
             super().put_conn(conn)
 

@@ -58,32 +58,36 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def is_unchanged(headers: Mapping[str, str], etag: str | None, modified_at: float) -> bool:
+def is_unchanged(headers: Mapping[str, str], etag: str | None, modified_at: float | None) -> bool:
     """Whether the client has the file already (If-None-Match, else If-Modified-Since)."""
     if (if_none_match := headers.get("If-None-Match")) is not None:
         return if_none_match.strip() == "*" or (
             etag is not None and etag in _etags(if_none_match, weakly=True)
         )
     since = _date(headers.get("If-Modified-Since"))
-    return since is not None and int(modified_at) <= since
+    return since is not None and modified_at is not None and int(modified_at) <= since
 
 
-def precondition_fails(headers: Mapping[str, str], etag: str | None, modified_at: float) -> bool:
+def precondition_fails(
+    headers: Mapping[str, str], etag: str | None, modified_at: float | None
+) -> bool:
     """Whether the client wants the file only as it was (If-Match, else If-Unmodified-Since)."""
     if (if_match := headers.get("If-Match")) is not None:
         return if_match.strip() != "*" and etag not in _etags(if_match, weakly=False)
     since = _date(headers.get("If-Unmodified-Since"))
-    return since is not None and int(modified_at) > since
+    return since is not None and (modified_at is None or int(modified_at) > since)
 
 
-def may_answer_range(headers: Mapping[str, str], etag: str | None, modified_at: float) -> bool:
+def may_answer_range(
+    headers: Mapping[str, str], etag: str | None, modified_at: float | None
+) -> bool:
     """Whether a range is of the file that the client has the rest of (If-Range)."""
     if_range = headers.get("If-Range")
     if if_range is None:
         return True
     if if_range.strip().startswith('"'):
         return etag is not None and if_range.strip() == etag
-    return _date(if_range) == int(modified_at)
+    return modified_at is not None and _date(if_range) == int(modified_at)
 
 
 def _etags(header: str, *, weakly: bool) -> set[str]:

@@ -23,17 +23,23 @@ from typing import Any, Protocol
 
 from artifacts.errors import TimedOut, shutting_down
 from artifacts.serving.answer import Answer, text_error
+from artifacts.serving.file_answer import FileAnswer
 
 _log = logging.getLogger(__name__)
+
+Reply = Answer | FileAnswer
 
 
 @dataclass(frozen=True)
 class Wait:
-    """What a request waits for: ``answer`` shapes the outcome, which is a result or an error."""
+    """What a request waits for: ``answer`` shapes the outcome, which is a result or an error.
+
+    It may also answer with another wait.
+    """
 
     future: Future[Any]
     timeout_seconds: float
-    answer: Callable[[Future[Any]], Answer]
+    answer: Callable[[Future[Any]], Reply | Wait]
 
 
 class Exchange:
@@ -42,7 +48,8 @@ class Exchange:
     KEY = "devserver.exchange"
 
     def __init__(self) -> None:
-        self.wait: Wait | None = None
+        # What the handler leaves where the answer is not in memory.
+        self.outcome: Wait | FileAnswer | None = None
 
 
 class WaitingConnection(Protocol):
@@ -52,7 +59,7 @@ class WaitingConnection(Protocol):
 
     def close(self) -> None: ...
 
-    def prepare_answer(self, answer: Answer) -> None:
+    def prepare_answer(self, answer: Reply | Wait) -> None:
         """Take the answer, to be written when a worker gets the connection."""
 
 
