@@ -10,6 +10,7 @@ import re
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ _WRITEBACK_THREADS = 4
 _UPLOAD_WATCH_THREADS = 128
 _UPLOAD_WATCH_THREADS_FOR_ONE_ARCHIVE = 16
 _MIN_FREE_BYTES_TO_BE_READY = 64 << 20
+# What is being answered when the server ends gets as long at least.
+_MIN_ANSWER_SECONDS = 2.0
 
 
 class Lab:
@@ -363,7 +366,6 @@ class Parts:
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()
-        self._thread = threading.Thread(target=self.server.serve, name="http")
 
     def parse_archive_url(self, text: str) -> ArchiveUrl:
         """Parse an archive URL, or TARGET/BUILD of the archive root, and check that it is allowed.
@@ -390,14 +392,14 @@ class Parts:
 
     def start(self) -> None:
         self.load.start()
-        self._thread.start()
+        self.server.start()
 
     def stop(self) -> None:
         """Refuse new work, give what is under way its time, then end everything."""
+        deadline = time.monotonic() + self.config.shutdown_timeout
         self.downloads.close(self.config.shutdown_timeout)
         self.threads.close(timeout_seconds=5)
-        self.server.stop()
-        self._thread.join(timeout=10)
+        self.server.stop(max(_MIN_ANSWER_SECONDS, deadline - time.monotonic()))
         self.load.stop()
         self._undo.close()
 
@@ -407,20 +409,23 @@ class Parts:
         application = mount(Lab(self))
         hosts = [config.host] if config.host else ["::", "0.0.0.0"]
         for host in hosts:
-            server = HttpServer((host, config.port), application, config.threads)
             try:
-                server.prepare()
+                return HttpServer(
+                    (host, config.port),
+                    application,
+                    config.threads,
+                    config.client_timeout,
+                    config.wait_timeout,
+                )
             except OSError as error:
                 if "in use" in str(error):
                     raise DevserverError(
                         f"port {config.port} is in use; choose another with --port"
                     ) from error
-                if host == "::":
-                    continue
-                raise DevserverError(
-                    f"cannot listen on {host} port {config.port}: {error}"
-                ) from error
-            return server
+                if host != "::":
+                    raise DevserverError(
+                        f"cannot listen on {host} port {config.port}: {error}"
+                    ) from error
         raise DevserverError(f"cannot listen on port {config.port}")
 
 

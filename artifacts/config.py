@@ -108,6 +108,9 @@ class Config(BaseSettings):
     )
     tries: int = Field(5, ge=1, le=100, description="how often a read may fail in a row")
     wait_timeout: Seconds = Field(3600, description="seconds after which a waiting call gives up")
+    client_timeout: Seconds = Field(
+        300, description="seconds after which a client that takes nothing of its answer is cut"
+    )
     shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
         30, description="seconds that what is under way gets when the server ends"
     )

@@ -16,8 +16,8 @@ from artifacts.errors import BadRequest, DevserverError, MethodNotAllowed, NotAl
 from artifacts.manifest import Item
 from artifacts.patterns import REGEX_PREFIX
 from artifacts.serving.answer import Answer, text_answer, text_error
+from artifacts.serving.connection import current_exchange
 from artifacts.serving.file_answer import FileAnswer
-from artifacts.serving.http_server import current_exchange
 from artifacts.serving.waiting import Wait
 
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off", ""}

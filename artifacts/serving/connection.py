@@ -1,0 +1,249 @@
+"""Connections, requests and the gateway: what cheroot's classes become in this server.
+
+A worker never writes to a client: what cheroot writes is collected, and the event loop sends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import cherrypy
+from cheroot.server import HTTPConnection, HTTPRequest
+from cheroot.wsgi import Gateway_10
+
+from artifacts.errors import DevserverError, one_line
+from artifacts.serving.answer import Answer, text_error
+from artifacts.serving.delivery import Delivery
+from artifacts.serving.file_answer import FileAnswer
+from artifacts.serving.inbox import Inbox
+from artifacts.serving.waiting import Exchange, Reply, Wait
+
+_access_log = logging.getLogger("devserver.access")
+
+
+class _Outbox:
+    """What cheroot takes for a file to write to: keeps it all, for the event loop to send."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._written: list[bytes] = []
+        self.bytes_written = 0
+
+    def write(self, data: bytes) -> int:
+        self._written.append(bytes(data))
+        self.bytes_written += len(data)
+        return len(data)
+
+    def send_now(self) -> None:
+        """Send what there is while the rest of a request is waited for: `100 Continue`."""
+        if self._written:
+            self._connection.sendall(self.take())
+
+    def take(self) -> bytes:
+        taken, self._written = b"".join(self._written), []
+        return taken
+
+
+class LoggedRequest:
+    """What the log tells of a request once its answer is sent, or cut."""
+
+    def __init__(self, client: str | None, request: bytes, status: bytes, begun_at: float) -> None:
+        """``begun_at``, of ``time.monotonic()``: when the request was there."""
+        self._client = (client or "-").removeprefix("::ffff:")
+        self._request = request
+        self._status = status
+        self._begun_at = begun_at
+
+    def log(self, bytes_sent: int) -> None:
+        if _access_log.isEnabledFor(logging.INFO):
+            _access_log.info(
+                '%s "%s" %s %d %.3f',
+                self._client,
+                one_line(self._request.decode("latin-1")),
+                self._status.decode("latin-1"),
+                bytes_sent,
+                time.monotonic() - self._begun_at,
+            )
+
+
+class Gateway(Gateway_10):
+    """Answers a request through the application, now or when its wait is over."""
+
+    def __init__(self, req: Any) -> None:
+        super().__init__(req)
+        self.exchange = Exchange()
+        self.env[Exchange.KEY] = self.exchange
+        self._body_bytes = 0
+
+    def respond(self) -> None:
+        response = self.req.server.wsgi_app(self.env, self.start_response)
+        try:
+            if self.exchange.outcome is not None:
+                self._take(self.exchange.outcome)
+                return
+            for chunk in filter(None, response):
+                self.write(chunk)
+            self.req.ensure_headers_sent()
+            self._check_length()
+        except BaseException:
+            # The answer is not whole, and only a cut can say so.
+            self.req.close_connection = True
+            raise
+        finally:
+            if hasattr(response, "close"):
+                response.close()
+
+    def resume(self, wait: Wait, outcome: Future[Any]) -> None:
+        """Answer what has waited; or wait for something else."""
+        try:
+            given = wait.answer(outcome)
+            while isinstance(given, Wait) and given.future.done():
+                given = given.answer(given.future)
+        except DevserverError as error:
+            given = text_error(error)
+        except Exception as error:
+            # The edge of a request: it has to be answered, whatever went wrong.
+            given = text_error(error)
+        self._take(given)
+
+    def _take(self, given: Reply | Wait) -> None:
+        """Keep a wait, or write an answer instead of the headers that the handler left."""
+        if isinstance(given, Wait):
+            # Not ready: cheroot must not send anything.
+            self.req.ready = False
+            self.req.conn.wait_for(given, self)
+            return
+        self.req.ready = True
+        self.req.outheaders = []
+        self.started_response = False
+        self.remaining_bytes_out = None
+        if isinstance(given, FileAnswer):
+            self.req.conn.file_answer = given
+        self.start_response(given.status_line, given.all_headers())
+        self.req.ensure_headers_sent()
+        if self.req.method == b"HEAD":
+            self.req.conn.close_file()
+        elif isinstance(given, Answer) and given.body:
+            self.write(given.body)
+
+    def _check_length(self) -> None:
+        """Cut the connection of a body that ended before its Content-Length."""
+        promised = self.remaining_bytes_out
+        if promised and self._body_bytes < promised and self.req.method != b"HEAD":
+            self.req.close_connection = True
+
+    def write(self, chunk: bytes) -> None:
+        super().write(chunk)
+        self._body_bytes += len(chunk)
+
+
+class _Request(HTTPRequest):
+    """A request that tells its connection when it is parsed, and what became of it."""
+
+    def respond(self) -> None:
+        self.conn.request = self
+        super().respond()
+
+
+class Connection(HTTPConnection):
+    """A connection; used by the event loop or by one worker, and never by both at once.
+
+    After ``communicate`` or ``resume``, ``wait`` is what the request waits for, or else
+    ``take_delivery`` is the answer.
+    """
+
+    RequestHandlerClass = _Request
+
+    def __init__(self, server: Any, connection: socket.socket) -> None:
+        super().__init__(server, connection, makefile=self._make_file)
+        self.inbox: Inbox = self.rfile
+        self._gateway: Gateway | None = None
+        self.request: _Request | None = None
+        self.wait: Wait | None = None
+        self.file_answer: FileAnswer | None = None
+        self.is_kept = False
+        self.begun_at = 0.0
+        self.request_line = b""
+        self.logged: LoggedRequest | None = None
+        self.server.connections_open.add(self)
+
+    def _make_file(self, connection: socket.socket, mode: str, _: int) -> Any:
+        if "w" in mode:
+            return _Outbox(connection)
+        return Inbox(connection, lambda: self.wfile.send_now())
+
+    def begin(self) -> None:
+        """Note that there is a request."""
+        self.begun_at = time.monotonic()
+        self.request_line = self.inbox.head.partition(b"\r\n")[0]
+        self.request = self.wait = self.logged = None
+
+    def communicate(self) -> bool:
+        """Read a request and answer it, on a worker's thread.
+
+        Returns whether the connection is to be kept.
+        """
+        self.is_kept = super().communicate()  # type: ignore[no-untyped-call]
+        self._note_request()
+        return self.is_kept
+
+    def resume(self, wait: Wait, outcome: Future[Any]) -> None:
+        """Answer a request that has waited, on a worker's thread."""
+        gateway, self.wait, self._gateway = self._gateway, None, None
+        assert gateway is not None
+        gateway.resume(wait, outcome)
+        self.is_kept = not gateway.req.close_connection
+        self._note_request()
+
+    def wait_for(self, wait: Wait, gateway: Gateway) -> None:
+        """Have the answer wait; ``gateway`` will give it."""
+        self.wait, self._gateway = wait, gateway
+
+    def _note_request(self) -> None:
+        request = self.request
+        if request is None or self.wait is not None:
+            return
+        status = request.status if isinstance(request.status, bytes) else b"-"
+        self._log_later(status.partition(b" ")[0])
+
+    def _log_later(self, status: bytes) -> None:
+        self.logged = LoggedRequest(self.remote_addr, self.request_line, status, self.begun_at)
+
+    def take_delivery(self) -> Delivery:
+        delivery = Delivery(self.wfile.take(), self.file_answer)
+        self.file_answer = None
+        return delivery
+
+    def close_file(self) -> None:
+        if self.file_answer is not None:
+            self.file_answer.close()
+            self.file_answer = None
+
+    def close(self) -> None:
+        self.close_file()
+        self.server.connections_open.discard(self)
+        super().close()
+
+    def answer_at_once(self, answer: Answer) -> Delivery:
+        """Answer without a worker, and for the last time."""
+        self.is_kept = False
+        self._log_later(str(answer.status).encode("ascii"))
+        lines = [f"HTTP/1.1 {answer.status_line}", "Server: devserver", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in answer.all_headers()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        return Delivery(head if self.request_line.startswith(b"HEAD ") else head + answer.body)
+
+    def note_encryption(self) -> None:
+        """Take over what the application is to know of the TLS connection, now that it is one."""
+        self.ssl_env = self.server.ssl_adapter.get_environ(self.socket)
+
+
+def current_exchange() -> Exchange:
+    """Return the exchange of the request that CherryPy is handling on this thread."""
+    exchange = cherrypy.request.wsgi_environ[Exchange.KEY]
+    assert isinstance(exchange, Exchange)
+    return exchange

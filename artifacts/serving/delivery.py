@@ -1,0 +1,160 @@
+"""Deliveries: answers on their way to clients, without a thread and without copying files."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import socket
+import ssl
+from collections import deque
+
+from artifacts.serving.file_answer import FileAnswer, ServedFile
+
+# What is sent at once of a file where the kernel cannot do it, as through TLS.
+_COPIED_BYTES = 64 << 10
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)
+_CANNOT_SEND_FILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+class Standing(enum.Enum):
+    """Why sending has paused."""
+
+    DONE = enum.auto()
+    CLIENT_IS_BUSY = enum.auto()  # it has to take what it was sent first
+    BYTES_ARE_MISSING = enum.auto()  # of a file that is growing
+
+
+class CutShort(Exception):
+    """The file ends before what was promised of it."""
+
+
+class Delivery:
+    """One answer on its way: literal bytes, and parts of a file, in turn.
+
+    The kernel sends the file's bytes from its cache; what goes through TLS, and files of systems
+    that do not know how, are copied. The delivery owns the file.
+    """
+
+    def __init__(self, head: bytes, answer: FileAnswer | None = None) -> None:
+        """``head`` goes before the body of ``answer``, or is the whole of it."""
+        self.file: ServedFile | None = answer.file if answer is not None else None
+        self.bytes_sent = 0
+        self._literal = memoryview(head)
+        # (literal bytes, start and stop of the range after them) each
+        self._parts: deque[tuple[bytes, int, int]] = deque()
+        self._position = self._stop = 0
+        if answer is not None and answer.file is not None:
+            self._parts.extend((part.before, part.start, part.stop) for part in answer.parts)
+            if answer.tail:
+                self._parts.append((answer.tail, 0, 0))
+            if self._parts and not self._parts[0][0]:
+                _, self._position, self._stop = self._parts.popleft()
+
+    @property
+    def position(self) -> int:
+        """Where in the file the next bytes are."""
+        return self._position
+
+    @property
+    def file_bytes_left(self) -> int:
+        return self._stop - self._position + sum(stop - start for _, start, stop in self._parts)
+
+    def is_cached(self) -> bool:
+        """Whether the file's next bytes are in the page cache, as far as a look can tell."""
+        return self.file is None or (
+            _is_cached(self.file, self._position)
+            and _is_cached(self.file, max(self._position, self._stop - 1))
+        )
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def send(self, connection: socket.socket, max_bytes: int) -> Standing:
+        """Send what the client takes without blocking, at most about ``max_bytes`` of them.
+
+        Raises:
+            OSError: the connection is broken.
+            CutShort: the file is shorter than promised.
+            DevserverError: the file will not be whole.
+        """
+        budget = max_bytes
+        while budget > 0:
+            if self._literal:
+                sent = self._send_literal(connection)
+            elif self._position < self._stop:
+                assert self.file is not None
+                stop = self.file.readable_to(self._position)
+                if stop is None:
+                    return Standing.BYTES_ARE_MISSING
+                count = min(stop, self._stop, self._position + budget) - self._position
+                if count <= 0:
+                    raise CutShort
+                sent = _send_file(connection, self.file.fileno(), self._position, count)
+                self._position += sent or 0
+            elif self._parts:
+                literal, self._position, self._stop = self._parts.popleft()
+                self._literal = memoryview(literal)
+                continue
+            else:
+                return Standing.DONE
+            if sent is None:
+                return Standing.CLIENT_IS_BUSY
+            self.bytes_sent += sent
+            budget -= sent
+        return Standing.CLIENT_IS_BUSY
+
+    def _send_literal(self, connection: socket.socket) -> int | None:
+        # What is there goes out at once, before anything waits.
+        follows = (
+            self._position < self._stop
+            and self.file is not None
+            and self.file.readable_to(self._position) is not None
+        )
+        try:
+            if isinstance(connection, ssl.SSLSocket):
+                sent = connection.send(self._literal)
+            else:
+                sent = connection.send(self._literal, _MSG_MORE if follows else 0)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        self._literal = self._literal[sent:]
+        return sent
+
+
+def _send_file(connection: socket.socket, file: int, offset: int, count: int) -> int | None:
+    """Send bytes of a file; return how many the client has taken, None if it takes none now."""
+    try:
+        if isinstance(connection, ssl.SSLSocket):
+            return _copy(connection, file, offset, count)
+        try:
+            sent = os.sendfile(connection.fileno(), file, offset, count)
+        except OSError as error:
+            if error.errno not in _CANNOT_SEND_FILE:
+                raise
+            return _copy(connection, file, offset, count)
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return None
+    if not sent:
+        raise CutShort
+    return sent
+
+
+def _copy(connection: socket.socket, file: int, offset: int, count: int) -> int:
+    block = os.pread(file, min(count, _COPIED_BYTES), offset)
+    if not block:
+        raise CutShort
+    return connection.send(block)
+
+
+def _is_cached(file: ServedFile, position: int) -> bool:
+    no_wait = getattr(os, "RWF_NOWAIT", None)
+    if no_wait is None:
+        return False
+    try:
+        os.preadv(file.fileno(), [bytearray(1)], position, no_wait)
+    except OSError:
+        return False
+    return True
