@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import wait_until
 from running_server import RunningServer
 
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, N_TO_N_PAYLOAD, TARGET
@@ -450,8 +451,7 @@ def test_a_thousand_builds_leave_nothing_behind_in_memory(
         assert set(answers) == {"Success"}
     server.call("/wait_for_status", archive_url=f"file://{archive_directory}/many/R1-999.0.0")
     assert server.call("/latestbuild", target="many") == "R1-999.0.0"
-    held = server.get("/check_health").json()
-    assert held["staging_thread_count"] == 0
+    wait_until(lambda: server.get("/check_health").json()["staging_thread_count"] == 0)
     assert not list((server.static_directory / ".devserver" / "under_way").iterdir())
     assert not list((server.static_directory / ".devserver" / "tmp").iterdir())
 

@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from concurrent.futures import Future
+from email.utils import formatdate
 from typing import Any
 
 import cherrypy
@@ -19,6 +20,7 @@ from artifacts.errors import DevserverError, one_line
 from artifacts.serving.answer import Answer, text_error
 from artifacts.serving.delivery import Delivery
 from artifacts.serving.file_answer import FileAnswer
+from artifacts.serving.hot_files import SimpleRequest
 from artifacts.serving.inbox import Inbox
 from artifacts.serving.waiting import Exchange, Reply, Wait
 
@@ -123,6 +125,8 @@ class Gateway(Gateway_10):
         self.remaining_bytes_out = None
         if isinstance(given, FileAnswer):
             self.req.conn.file_answer = given
+            host = self.req.inheaders.get(b"Host", b"")
+            self.req.server.hot_files.remember(self.req.uri, host, given)
         self.start_response(given.status_line, given.all_headers())
         self.req.ensure_headers_sent()
         if self.req.method == b"HEAD":
@@ -180,6 +184,7 @@ class Connection(HTTPConnection):
         """Note that there is a request."""
         self.begun_at = time.monotonic()
         self.request_line = self.inbox.head.partition(b"\r\n")[0]
+        self.is_kept = False
         self.request = self.wait = self.logged = None
 
     def communicate(self) -> bool:
@@ -231,11 +236,25 @@ class Connection(HTTPConnection):
     def answer_at_once(self, answer: Answer) -> Delivery:
         """Answer without a worker, and for the last time."""
         self.is_kept = False
-        self._log_later(str(answer.status).encode("ascii"))
-        lines = [f"HTTP/1.1 {answer.status_line}", "Server: devserver", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in answer.all_headers()]
-        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        head = self._head_of(answer)
         return Delivery(head if self.request_line.startswith(b"HEAD ") else head + answer.body)
+
+    def answer_file(self, answer: FileAnswer, request: SimpleRequest) -> Delivery:
+        """Answer a request without a worker from a file."""
+        self.is_kept = request.is_kept
+        if request.is_head:
+            answer.close()
+            return Delivery(self._head_of(answer))
+        return Delivery(self._head_of(answer), answer)
+
+    def _head_of(self, answer: Reply) -> bytes:
+        self._log_later(str(answer.status).encode("ascii"))
+        lines = [f"HTTP/1.1 {answer.status_line}"]
+        lines += [f"{name}: {value}" for name, value in answer.all_headers()]
+        lines += [f"Date: {formatdate(usegmt=True)}", "Server: devserver"]
+        if not self.is_kept:
+            lines.append("Connection: close")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def note_encryption(self) -> None:
         """Take over what the application is to know of the TLS connection, now that it is one."""

@@ -82,11 +82,39 @@ class Part:
     stop: int
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a client is to know of a file.
+
+    Attributes:
+        name: its name or path, which tells its type.
+        size: in bytes; of a growing file, the final one.
+        etag: with its quotes; None while there is none.
+        modified_at: in seconds since the epoch; None while it is growing.
+        offset: where it begins within the file that is sent.
+    """
+
+    name: str
+    size: int
+    etag: str | None
+    modified_at: float | None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file that is all there: its absolute path, and what clients are to know of it."""
+
+    path: str
+    served: Served
+
+
 @dataclass
 class FileAnswer:
     """A status, headers, and the parts of a file to send; ``tail`` comes last.
 
-    Without a file there is no body. Whoever takes it closes the file.
+    Without a file there is no body. Whoever takes it closes the file. ``origin`` tells where the
+    same request can be answered from once more.
     """
 
     status: int
@@ -94,6 +122,7 @@ class FileAnswer:
     file: ServedFile | None = None
     parts: list[Part] = field(default_factory=list)
     tail: bytes = b""
+    origin: Origin | None = None
 
     @property
     def length(self) -> int:
@@ -113,25 +142,6 @@ class FileAnswer:
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a client is to know of a file.
-
-    Attributes:
-        name: its name or path, which tells its type.
-        size: in bytes; of a growing file, the final one.
-        etag: with its quotes; None while there is none.
-        modified_at: in seconds since the epoch; None while it is growing.
-        offset: where it begins within the file that is sent.
-    """
-
-    name: str
-    size: int
-    etag: str | None
-    modified_at: float | None
-    offset: int = 0
 
 
 def file_answer(file: ServedFile, served: Served, request: Mapping[str, str]) -> FileAnswer:

@@ -26,6 +26,7 @@ from artifacts.serving.answer import json_error, text_answer, text_error
 from artifacts.serving.connection import Connection
 from artifacts.serving.deliverer import Deliverer, has_hung_up
 from artifacts.serving.delivery import CutShort, Delivery, Standing
+from artifacts.serving.hot_files import HotFiles, parse_simple
 from artifacts.serving.inbox import receive
 from artifacts.serving.loop_thread import LoopThread
 from artifacts.serving.waiting import Wait
@@ -43,6 +44,7 @@ _MAX_QUEUED_SECONDS = 10.0
 _MAX_QUEUED = 2000
 # An answer from a file is sent by the front itself if it is this small and in the page cache.
 _SMALL_BYTES = 256 << 10
+_TRY_BYTES = 1 << 20
 # A client that is told to stop sending is listened to for so long and so much, to have it read why.
 _LINGER_SECONDS = 5.0
 _MAX_LINGER_SECONDS = 30.0
@@ -108,12 +110,14 @@ class Front:
         self,
         listener: socket.socket,
         make_connection: Callable[[socket.socket], Connection],
+        hot_files: HotFiles,
         workers: Workers,
         limits: FrontLimits,
     ) -> None:
         """``make_connection`` takes what was accepted; its TLS handshake may be still to come."""
         self._listener = listener
         self._make_connection = make_connection
+        self._hot_files = hot_files
         self._workers = workers
         self._limits = limits
         self._thread = LoopThread("http")
@@ -242,6 +246,7 @@ class Front:
 
     def _await_request(self, connection: Connection) -> None:
         """Look for the next request; some of it may have come with the one before."""
+        connection.inbox.begin_next()
         if self._is_ending:
             self._close(connection)
             return
@@ -262,9 +267,25 @@ class Front:
             self._read(connection)
 
     def _serve(self, connection: Connection) -> None:
-        if connection.inbox.has_request(self._limits.max_head_bytes):
-            self._stop_reading(connection)
-            self._queue_up(connection)
+        while connection.inbox.has_request(self._limits.max_head_bytes):
+            connection.begin()
+            delivery = self._answer_hot(connection)
+            if delivery is None:
+                self._stop_reading(connection)
+                self._queue_up(connection)
+                return
+            connection.inbox.drop_head()
+            if not (self._send_at_once(connection, delivery) and connection.is_kept):
+                return
+            self._reading[connection] = time.monotonic() + self._limits.idle_seconds
+
+    def _answer_hot(self, connection: Connection) -> Delivery | None:
+        """Return the answer to a request for a file that was answered a moment ago."""
+        request = parse_simple(connection.inbox.head)
+        if request is None:
+            return None
+        answer = self._hot_files.answer(request)
+        return None if answer is None else connection.answer_file(answer, request)
 
     def _stop_reading(self, connection: Connection) -> None:
         if self._reading.pop(connection, None) is not None:
@@ -274,7 +295,6 @@ class Front:
     # --- workers
 
     def _queue_up(self, connection: Connection) -> None:
-        connection.begin()
         turn = _Turn(connection, time.monotonic())
         self._queue.append(turn)
         while self._queue and self._queue[0].is_taken:
@@ -365,24 +385,33 @@ class Front:
     # --- answering
 
     def _deliver(self, connection: Connection, delivery: Delivery) -> None:
-        if delivery.file is not None and not (
+        """Send an answer; one that is small and at hand at once."""
+        if self._send_at_once(connection, delivery) and connection.is_kept:
+            self._await_request(connection)
+
+    def _send_at_once(self, connection: Connection, delivery: Delivery) -> bool:
+        """Whether the whole answer is sent; if not, that is seen to, or the client is cut."""
+        is_at_hand = delivery.file is None or (
             delivery.file_bytes_left <= _SMALL_BYTES and delivery.is_cached()
-        ):
-            self._have_sent(connection, delivery)
-            return
+        )
         try:
-            standing = delivery.send(connection.socket, _SMALL_BYTES)
+            is_sent = is_at_hand and delivery.send(connection.socket, _TRY_BYTES) is Standing.DONE
         except (OSError, CutShort, DevserverError) as error:
             _log.debug("a client is cut: %s", error)
             delivery.close()
-            self._delivered(connection, delivery, False)
-            return
-        if standing is Standing.DONE:
+            self._ended(connection, delivery, is_whole=False)
+            return False
+        if is_sent:
             delivery.close()
-            self._delivered(connection, delivery, True)
-        else:
+            self._ended(connection, delivery, is_whole=True)
+            return True
+        self._stop_reading(connection)
+        if is_at_hand:
             ended = partial(self._delivered, connection, delivery)
             self._own_sender.begin(connection.socket, delivery, ended)
+        else:
+            self._have_sent(connection, delivery)
+        return False
 
     def _have_sent(self, connection: Connection, delivery: Delivery) -> None:
         number = min(range(_SENDERS), key=lambda number: self._senders[number].load)
@@ -392,20 +421,24 @@ class Front:
         )
 
     def _delivered(self, connection: Connection, delivery: Delivery, is_whole: bool) -> None:
+        self._ended(connection, delivery, is_whole=is_whole)
+        if is_whole and connection.is_kept:
+            self._await_request(connection)
+
+    def _ended(self, connection: Connection, delivery: Delivery, *, is_whole: bool) -> None:
+        """Log an answer, and hang up unless there may be another request."""
         if connection.logged is not None:
             connection.logged.log(delivery.bytes_sent)
         if not is_whole:
             self._close(connection)
-        elif connection.is_kept:
-            connection.inbox.begin_next()
-            self._await_request(connection)
-        else:
+        elif not connection.is_kept:
             self._linger(connection)
 
     # --- hanging up
 
     def _linger(self, connection: Connection) -> None:
         """Hang up so that the client gets to read its answer, though it may be sending still."""
+        self._stop_reading(connection)
         try:
             connection.socket.shutdown(socket.SHUT_WR)
         except OSError:

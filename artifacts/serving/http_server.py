@@ -16,6 +16,7 @@ from cheroot.wsgi import Server
 from artifacts.errors import one_line
 from artifacts.serving.connection import Connection, Gateway
 from artifacts.serving.front import Front, FrontLimits
+from artifacts.serving.hot_files import HotFiles
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class HttpServer(Server):
         self.max_request_body_size = _MAX_REQUEST_BODY_BYTES
         self.max_request_header_size = _MAX_HEADER_BYTES
         self.connections_open: set[Connection] = set()
+        self.hot_files = HotFiles()
         self._listener = _listen(*bind_address)
         self.bind_addr = self._listener.getsockname()[:2]
         self._workers = Workers("worker", threads)
@@ -70,7 +72,7 @@ class HttpServer(Server):
         limits = FrontLimits(
             _IDLE_SECONDS, client_timeout, growth_timeout, _MAX_HEADER_BYTES, max_connections
         )
-        self._front = Front(self._listener, self._connect, self._workers, limits)
+        self._front = Front(self._listener, self._connect, self.hot_files, self._workers, limits)
 
     @property
     def can_add_keepalive_connection(self) -> bool:

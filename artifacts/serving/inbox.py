@@ -58,6 +58,8 @@ class Inbox:
 
         A small body has to be there with its head.
         """
+        if not self._buffer:
+            return False
         if not self._head_bytes and not self._find_head():
             is_hopeless = len(self._buffer) > max_head_bytes or self._is_malformed()
             self._may_wait = not is_hopeless

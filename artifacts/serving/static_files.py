@@ -16,7 +16,7 @@ from artifacts.build import Build
 from artifacts.errors import BadRequest, NotFound
 from artifacts.manifest import StagedFile
 from artifacts.serving.answer import Answer, json_answer
-from artifacts.serving.file_answer import FileAnswer, Served, WholeFile, file_answer
+from artifacts.serving.file_answer import FileAnswer, Origin, Served, WholeFile, file_answer
 from artifacts.staging import Staging
 
 
@@ -101,7 +101,10 @@ def _open_file(path: Path, name: str, staged: StagedFile, request: Mapping[str, 
         file.close()
         raise _not_found(name)
     etag = None if staged.crc32c is None else f'"{staged.size:x}-{staged.crc32c:08x}"'
-    return file_answer(file, Served(name, status.st_size, etag, status.st_mtime), request)
+    served = Served(name, status.st_size, etag, status.st_mtime)
+    answer = file_answer(file, served, request)
+    answer.origin = Origin(str(path), served)
+    return answer
 
 
 def _not_found(path: str) -> NotFound:

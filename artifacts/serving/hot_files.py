@@ -1,0 +1,118 @@
+"""Hot files: answers to what has been asked for a moment ago, without a worker.
+
+When a lab installs a build, many machines ask for the same files within seconds. Whoever is first
+goes the whole way; from then on, for a few seconds, the very same request is answered by opening
+the file again. That it is the same file is told by its identity on the disk: published files are
+replaced, never changed, and those of dropped builds are moved away.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+
+from artifacts.serving.file_answer import FileAnswer, Origin, WholeFile, file_answer
+
+# Reading counts as use of the build, and it is the long way that counts it.
+_LIFETIME_SECONDS = 5.0
+_MAX_FILES = 4096
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_HEADER = re.compile(rb"([\w!#$%&'*+.^`|~-]+):[ \t]*([\x20-\x7e]*)")
+_CONDITIONS = {
+    name.lower().encode("ascii"): name
+    for name in (
+        *("Range", "If-Range", "If-Match", "If-None-Match"),
+        *("If-Modified-Since", "If-Unmodified-Since"),
+    )
+}
+# What calls for more than a file.
+_OUT_OF_THE_WAY = {b"content-length", b"transfer-encoding", b"expect", b"upgrade"}
+
+
+@dataclass(frozen=True)
+class SimpleRequest:
+    """A request for a file, as far as it can be answered on the spot."""
+
+    is_head: bool
+    target: bytes
+    host: bytes
+    conditions: dict[str, str]
+    is_kept: bool
+
+
+@dataclass(frozen=True)
+class _HotFile:
+    origin: Origin
+    identity: tuple[int, int, int, int]
+    valid_until: float
+
+
+class HotFiles:
+    """The files that were answered lately, by request target and host."""
+
+    def __init__(self) -> None:
+        # Workers add and the front looks up, each by single operations of the dictionary.
+        self._files: dict[tuple[bytes, bytes], _HotFile] = {}
+
+    def remember(self, target: bytes, host: bytes, answer: FileAnswer) -> None:
+        """Note with which file a GET or HEAD of ``target`` has been answered, its file open."""
+        if answer.origin is None or answer.file is None:
+            return
+        if len(self._files) >= _MAX_FILES:
+            self._files.clear()
+        valid_until = time.monotonic() + _LIFETIME_SECONDS
+        identity = _identity(answer.file.fileno())
+        self._files[target, host] = _HotFile(answer.origin, identity, valid_until)
+
+    def answer(self, request: SimpleRequest) -> FileAnswer | None:
+        """Answer a request again; None: it has to go the whole way."""
+        key = request.target, request.host
+        hot = self._files.get(key)
+        if hot is None:
+            return None
+        if hot.valid_until < time.monotonic():
+            self._files.pop(key, None)
+            return None
+        try:
+            file = WholeFile(os.open(hot.origin.path, _FLAGS))
+        except OSError:
+            return None
+        if _identity(file.fileno()) != hot.identity:
+            file.close()
+            return None
+        return file_answer(file, hot.origin.served, request.conditions)
+
+
+def _identity(descriptor: int) -> tuple[int, int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def parse_simple(head: bytes) -> SimpleRequest | None:
+    """Parse the head of a plain GET or HEAD; None for whatever is not quite as usual."""
+    request_line, *lines = head[:-4].split(b"\r\n")
+    method, _, rest = request_line.partition(b" ")
+    target, _, version = rest.partition(b" ")
+    if method not in {b"GET", b"HEAD"} or version != b"HTTP/1.1":
+        return None
+    headers: dict[bytes, bytes] = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            return None
+        name = match[1].lower()
+        if name in headers or name in _OUT_OF_THE_WAY:
+            return None
+        headers[name] = match[2].rstrip()
+    connection = headers.get(b"connection", b"keep-alive").lower()
+    host = headers.get(b"host")
+    if host is None or connection not in {b"keep-alive", b"close"}:
+        return None
+    conditions = {
+        canonical: headers[name].decode("ascii")
+        for name, canonical in _CONDITIONS.items()
+        if name in headers
+    }
+    return SimpleRequest(method == b"HEAD", target, host, conditions, connection != b"close")
