@@ -42,6 +42,7 @@ from artifacts.serving.answer import Answer, json_answer, text_error
 from artifacts.serving.application import mount
 from artifacts.serving.builds_api import BuildsApi, FileInfo
 from artifacts.serving.documentation import documented_calls
+from artifacts.serving.front import ClientLimits
 from artifacts.serving.handlers import (
     Arguments,
     check_method,
@@ -407,6 +408,9 @@ class Parts:
         """Listen where the configuration says: by default on IPv6 and IPv4, else on IPv4 alone."""
         config = self.config
         application = mount(Lab(self))
+        limits = ClientLimits(
+            taking_seconds=config.client_timeout, growth_seconds=config.wait_timeout
+        )
         hosts = [config.host] if config.host else ["::", "0.0.0.0"]
         for host in hosts:
             try:
@@ -414,8 +418,8 @@ class Parts:
                     (host, config.port),
                     application,
                     config.threads,
-                    config.client_timeout,
-                    config.wait_timeout,
+                    limits,
+                    config.certificate,
                 )
             except OSError as error:
                 if "in use" in str(error):

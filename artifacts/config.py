@@ -67,6 +67,12 @@ class Config(BaseSettings):
 
     host: str = Field("", description="address to listen on; all of them by default")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    tls_certificate: Path | None = Field(
+        None, description="file with the certificate chain; given, requests come by HTTPS alone"
+    )
+    tls_key: Path | None = Field(
+        None, description="file with the certificate's key, unless it is in the same file"
+    )
     portfile: Path | None = Field(
         None, description="file to write the port to, once requests are answered"
     )
@@ -138,6 +144,13 @@ class Config(BaseSettings):
     @property
     def static_directory(self) -> Path:
         return self.static_dir or self.data_dir / "static"
+
+    @property
+    def certificate(self) -> tuple[Path, Path] | None:
+        """The files of the certificate's chain and of its key, to serve HTTPS; None for HTTP."""
+        if self.tls_certificate is None:
+            return None
+        return self.tls_certificate, self.tls_key or self.tls_certificate
 
     @property
     def allow_list(self) -> AllowList:

@@ -16,7 +16,7 @@ from artifacts.serving.loop_thread import LoopThread
 _log = logging.getLogger(__name__)
 
 # So much goes to one client before the others have their turn.
-_TURN_BYTES = 4 << 20
+_TURN_BYTES = 1 << 20
 _LOOK_SECONDS = 1.0
 # Called when a delivery has ended: with whether the client got all of it.
 Ended = Callable[[bool], None]

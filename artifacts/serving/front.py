@@ -39,8 +39,7 @@ _LOOK_SECONDS = 0.5
 # Connections accepted in one go, before others have their turn.
 _ACCEPTED_AT_ONCE = 64
 _PAUSE_SECONDS = 0.5
-# A request waits so long for a worker, and so many wait, before some are turned away.
-_MAX_QUEUED_SECONDS = 10.0
+# So many requests may wait for a worker.
 _MAX_QUEUED = 2000
 # An answer from a file is sent by the front itself if it is this small and in the page cache.
 _SMALL_BYTES = 256 << 10
@@ -52,22 +51,24 @@ _MAX_LINGER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class FrontLimits:
-    """How long clients may take, in seconds, and how many there may be.
+class ClientLimits:
+    """How long things may take, in seconds, and how much there may be of them.
 
     Attributes:
-        idle_seconds: for a request, from its first byte to its head's end; and between requests.
-        client_seconds: without taking a byte of an answer.
-        growth_seconds: for which an answer may wait for a file to grow.
+        request_seconds: for a request's head to come, and between the requests of a connection.
+        taking_seconds: for which a client may take nothing of its answer.
+        growth_seconds: for which an answer may wait for its file to grow.
+        queue_seconds: for which a request may wait for a worker.
         max_head_bytes: of a request's head.
         max_connections: that are open at a time.
     """
 
-    idle_seconds: float
-    client_seconds: float
-    growth_seconds: float
-    max_head_bytes: int
-    max_connections: int
+    request_seconds: float = 30
+    taking_seconds: float = 300
+    growth_seconds: float = 3600
+    queue_seconds: float = 10
+    max_head_bytes: int = 64 << 10
+    max_connections: int = 10_000
 
 
 @dataclass(eq=False)
@@ -112,7 +113,7 @@ class Front:
         make_connection: Callable[[socket.socket], Connection],
         hot_files: HotFiles,
         workers: Workers,
-        limits: FrontLimits,
+        limits: ClientLimits,
     ) -> None:
         """``make_connection`` takes what was accepted; its TLS handshake may be still to come."""
         self._listener = listener
@@ -137,7 +138,7 @@ class Front:
         self._has_ended = threading.Event()
 
     def _make_deliverer(self, thread: LoopThread) -> Deliverer:
-        return Deliverer(thread, self._limits.client_seconds, self._limits.growth_seconds)
+        return Deliverer(thread, self._limits.taking_seconds, self._limits.growth_seconds)
 
     # --- for other threads
 
@@ -200,7 +201,7 @@ class Front:
             return
         connection.remote_addr, connection.remote_port = address[:2]
         self._open += 1
-        self._reading[connection] = time.monotonic() + self._limits.idle_seconds
+        self._reading[connection] = time.monotonic() + self._limits.request_seconds
         if isinstance(connection.socket, ssl.SSLSocket):
             self._shake_hands(connection)
         else:
@@ -241,7 +242,7 @@ class Front:
             if not isinstance(connection.socket, ssl.SSLSocket):
                 break
         if was_empty:
-            self._reading[connection] = time.monotonic() + self._limits.idle_seconds
+            self._reading[connection] = time.monotonic() + self._limits.request_seconds
         self._serve(connection)
 
     def _await_request(self, connection: Connection) -> None:
@@ -250,7 +251,7 @@ class Front:
         if self._is_ending:
             self._close(connection)
             return
-        self._reading[connection] = time.monotonic() + self._limits.idle_seconds
+        self._reading[connection] = time.monotonic() + self._limits.request_seconds
         self._loop.add_reader(connection.socket, self._read, connection)
         if connection.inbox:
             self._loop.call_soon(self._serve_if_reading, connection)
@@ -277,7 +278,7 @@ class Front:
             connection.inbox.drop_head()
             if not (self._send_at_once(connection, delivery) and connection.is_kept):
                 return
-            self._reading[connection] = time.monotonic() + self._limits.idle_seconds
+            self._reading[connection] = time.monotonic() + self._limits.request_seconds
 
     def _answer_hot(self, connection: Connection) -> Delivery | None:
         """Return the answer to a request for a file that was answered a moment ago."""
@@ -316,7 +317,7 @@ class Front:
             return
         connection = turn.connection
         try:
-            connection.socket.settimeout(self._limits.idle_seconds)
+            connection.socket.settimeout(self._limits.request_seconds)
             work()
             connection.socket.setblocking(False)
         except BaseException:
@@ -484,7 +485,7 @@ class Front:
             if deadline < now:
                 self._give_up_on(connection)
         while self._queue and (
-            self._queue[0].is_taken or self._queue[0].queued_at + _MAX_QUEUED_SECONDS < now
+            self._queue[0].is_taken or self._queue[0].queued_at + self._limits.queue_seconds < now
         ):
             self._turn_away(self._queue.popleft())
         self._loop.call_later(_LOOK_SECONDS, self._look)

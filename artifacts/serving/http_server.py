@@ -8,23 +8,24 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Server
 
+from artifacts.config import ConfigError
 from artifacts.errors import one_line
 from artifacts.serving.connection import Connection, Gateway
-from artifacts.serving.front import Front, FrontLimits
+from artifacts.serving.front import ClientLimits, Front
 from artifacts.serving.hot_files import HotFiles
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
 
-# An idle connection is kept this long, and the head of a request may take as long.
-_IDLE_SECONDS = 30
 _MAX_REQUEST_BODY_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 64 << 10
 # Connections that the system keeps until they are accepted.
 _BACKLOG = 4096
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
@@ -43,8 +44,8 @@ class HttpServer(Server):
         bind_address: tuple[str, int],
         wsgi_app: Any,
         threads: int,
-        client_timeout: float,
-        growth_timeout: float,
+        limits: ClientLimits,
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
         """Listen.
 
@@ -52,26 +53,26 @@ class HttpServer(Server):
             bind_address: host and port; of ``::``, IPv4 as well.
             wsgi_app: answers requests.
             threads: how many requests it answers at a time.
-            client_timeout: the seconds for which a client may take nothing of its answer.
-            growth_timeout: the seconds for which an answer may wait for a file to grow.
+            limits: of clients; the system's limit of open files may lower how many there are.
+            certificate: the files of the certificate's chain and of its key, to serve HTTPS.
 
         Raises:
             OSError: the address cannot be listened on.
+            ConfigError: the certificate cannot be used.
         """
-        super().__init__(bind_address, wsgi_app, server_name="devserver", timeout=_IDLE_SECONDS)
+        super().__init__(bind_address, wsgi_app, server_name="devserver")
         self.gateway = Gateway
         self.max_request_body_size = _MAX_REQUEST_BODY_BYTES
-        self.max_request_header_size = _MAX_HEADER_BYTES
+        self.max_request_header_size = limits.max_head_bytes
         self.connections_open: set[Connection] = set()
+        self.ssl_adapter = _tls(*certificate) if certificate else None
         self.hot_files = HotFiles()
         self._listener = _listen(*bind_address)
         self.bind_addr = self._listener.getsockname()[:2]
         self._workers = Workers("worker", threads)
-        max_connections = _max_clients()
+        max_connections = min(limits.max_connections, _max_clients())
         _check_limits(max_connections)
-        limits = FrontLimits(
-            _IDLE_SECONDS, client_timeout, growth_timeout, _MAX_HEADER_BYTES, max_connections
-        )
+        limits = replace(limits, max_connections=max_connections)
         self._front = Front(self._listener, self._connect, self.hot_files, self._workers, limits)
 
     @property
@@ -97,7 +98,23 @@ class HttpServer(Server):
         _log.log(level, "%s", one_line(msg), exc_info=traceback)
 
     def _connect(self, accepted: socket.socket) -> Connection:
+        if self.ssl_adapter is not None:
+            accepted = self.ssl_adapter.context.wrap_socket(
+                accepted, server_side=True, do_handshake_on_connect=False
+            )
         return Connection(self, accepted)
+
+
+def _tls(certificate: Path, key: Path) -> BuiltinSSLAdapter:
+    for path in (certificate, key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return BuiltinSSLAdapter(str(certificate), str(key))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(f"{certificate} with {key} is no certificate with its key") from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
