@@ -128,6 +128,7 @@ def _listen(host: str, port: int) -> socket.socket:
     )
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setblocking(False)
     return listener
 
 
