@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from artifacts.errors import DevserverError
+from artifacts.errors import Busy, DevserverError
 from artifacts.serving.delivery import CutShort, Delivery, Standing
 from artifacts.serving.loop_thread import LoopThread
+from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -33,15 +34,23 @@ class _UnderWay:
 
 
 class Deliverer:
-    """Sends on one loop: no client's slowness, and no growing file, holds up another client.
+    """Sends on one loop: no client, no growing file and no disk holds up another client.
 
     A client that takes nothing for ``client_timeout`` seconds is cut, and so is one whose file has
     not grown for ``growth_timeout`` seconds. All but ``load`` is for the loop's own thread.
     """
 
-    def __init__(self, thread: LoopThread, client_timeout: float, growth_timeout: float) -> None:
+    def __init__(
+        self,
+        thread: LoopThread,
+        disk_readers: Workers,
+        client_timeout: float,
+        growth_timeout: float,
+    ) -> None:
+        """``disk_readers`` wait for the disk where a file is not in the page cache."""
         self._thread = thread
         self._loop = thread.loop
+        self._disk_readers = disk_readers
         self._client_timeout = client_timeout
         self._growth_timeout = growth_timeout
         self._under_way: set[_UnderWay] = set()
@@ -83,12 +92,42 @@ class Deliverer:
             self._end(under_way, is_whole=True)
         elif standing is Standing.BYTES_ARE_MISSING:
             self._watch(under_way)
+        elif standing is Standing.BYTES_ARE_ON_DISK:
+            self._have_read(under_way)
         else:
             if delivery.bytes_sent > sent_before:
                 under_way.deadline = time.monotonic() + self._client_timeout
             if not under_way.is_writing:
                 under_way.is_writing = True
                 self._loop.add_writer(under_way.connection, self._send, under_way)
+
+    # --- waiting for the disk
+
+    def _have_read(self, under_way: _UnderWay) -> None:
+        self._stop_writing(under_way)
+        try:
+            self._disk_readers.submit(partial(self._read_ahead, under_way))
+        except Busy:
+            self._end(under_way, is_whole=False)
+
+    def _read_ahead(self, under_way: _UnderWay) -> None:
+        """On a disk reader's thread."""
+        try:
+            under_way.delivery.read_ahead()
+        except OSError as error:
+            _log.warning("a client is cut: reading its file failed: %s", error.strerror)
+            self._thread.call(self._end_if_under_way, under_way)
+        else:
+            self._thread.call(self._go_on, under_way)
+
+    def _go_on(self, under_way: _UnderWay) -> None:
+        if under_way in self._under_way:
+            under_way.deadline = time.monotonic() + self._client_timeout
+            self._send(under_way)
+
+    def _end_if_under_way(self, under_way: _UnderWay) -> None:
+        if under_way in self._under_way:
+            self._end(under_way, is_whole=False)
 
     # --- waiting for a file to grow
 

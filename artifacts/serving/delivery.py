@@ -13,6 +13,8 @@ from artifacts.serving.file_answer import FileAnswer, ServedFile
 
 # What is sent at once of a file where the kernel cannot do it, as through TLS.
 _COPIED_BYTES = 64 << 10
+# The most that the kernel is told to send in one go, and that is read from the disk ahead of that.
+_SENT_AT_ONCE_BYTES = 1 << 20
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)
 _CANNOT_SEND_FILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
@@ -23,6 +25,7 @@ class Standing(enum.Enum):
     DONE = enum.auto()
     CLIENT_IS_BUSY = enum.auto()  # it has to take what it was sent first
     BYTES_ARE_MISSING = enum.auto()  # of a file that is growing
+    BYTES_ARE_ON_DISK = enum.auto()  # and sending them would mean to wait for it
 
 
 class CutShort(Exception):
@@ -44,6 +47,7 @@ class Delivery:
         # (literal bytes, start and stop of the range after them) each
         self._parts: deque[tuple[bytes, int, int]] = deque()
         self._position = self._stop = 0
+        self._warm_stop = 0  # up to where the bytes at ``_position`` have been read ahead
         if answer is not None and answer.file is not None:
             self._parts.extend((part.before, part.start, part.stop) for part in answer.parts)
             if answer.tail:
@@ -62,10 +66,25 @@ class Delivery:
 
     def is_cached(self) -> bool:
         """Whether the file's next bytes are in the page cache, as far as a look can tell."""
-        return self.file is None or (
-            _is_cached(self.file, self._position)
-            and _is_cached(self.file, max(self._position, self._stop - 1))
-        )
+        return self.file is None or self._look_into_cache(self._stop) is True
+
+    def _look_into_cache(self, stop: int) -> bool | None:
+        """Whether the file's bytes up to ``stop`` are in the page cache; None: nothing tells."""
+        assert self.file is not None
+        if stop <= self._position:
+            return True
+        return _is_cached(self.file, self._position) and _is_cached(self.file, stop - 1)
+
+    def read_ahead(self) -> None:
+        """Read the next bytes into the page cache; blocks, and is not to overlap ``send``.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        if self.file is not None:
+            count = min(_SENT_AT_ONCE_BYTES, self._stop - self._position)
+            os.preadv(self.file.fileno(), [bytearray(count)], self._position)
+            self._warm_stop = self._position + count
 
     def close(self) -> None:
         if self.file is not None:
@@ -89,9 +108,12 @@ class Delivery:
                 stop = self.file.readable_to(self._position)
                 if stop is None:
                     return Standing.BYTES_ARE_MISSING
-                count = min(stop, self._stop, self._position + budget) - self._position
+                stop = min(stop, self._stop, self._position + _SENT_AT_ONCE_BYTES)
+                count = stop - self._position
                 if count <= 0:
                     raise CutShort
+                if self._warm_stop <= self._position and self._look_into_cache(stop) is False:
+                    return Standing.BYTES_ARE_ON_DISK
                 sent = _send_file(connection, self.file.fileno(), self._position, count)
                 self._position += sent or 0
             elif self._parts:
@@ -149,12 +171,15 @@ def _copy(connection: socket.socket, file: int, offset: int, count: int) -> int:
     return connection.send(block)
 
 
-def _is_cached(file: ServedFile, position: int) -> bool:
+def _is_cached(file: ServedFile, position: int) -> bool | None:
+    """Whether a byte is in the page cache; None where nothing tells."""
     no_wait = getattr(os, "RWF_NOWAIT", None)
     if no_wait is None:
-        return False
+        return None
     try:
         os.preadv(file.fileno(), [bytearray(1)], position, no_wait)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True

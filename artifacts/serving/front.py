@@ -2,8 +2,8 @@
 
 One event loop accepts connections, reads the heads of requests, and keeps those whose answers have
 to wait. A connection goes to a worker only when its request is there, and comes back with the
-answer. What clients take time for is sent by loops of their own, the senders: a disk that is slow
-to read from must not hold up the front.
+answer. What is more than a few bytes is sent by loops of their own, the senders. Neither ever waits
+for a disk: what is not in the page cache is read ahead by threads for that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
 
-_SENDERS = 4
+# As many as there is work for: they never wait for a disk, nor for a client.
+_SENDERS = 2
+_DISK_READERS = 16
 _LOOK_SECONDS = 0.5
 # An answer from a file is sent by the front itself if it is this small and in the page cache.
 _SMALL_BYTES = 256 << 10
@@ -82,6 +84,7 @@ class Front:
         self._limits = limits
         self._thread = LoopThread("http")
         self._loop = self._thread.loop
+        self._disk_readers = Workers("disk-reader", _DISK_READERS)
         self._sender_threads = [LoopThread(f"sender-{n + 1}") for n in range(_SENDERS)]
         self._senders = [self._make_deliverer(thread) for thread in self._sender_threads]
         self._own_sender = self._make_deliverer(self._thread)
@@ -104,7 +107,9 @@ class Front:
         self._has_ended = threading.Event()
 
     def _make_deliverer(self, thread: LoopThread) -> Deliverer:
-        return Deliverer(thread, self._limits.taking_seconds, self._limits.growth_seconds)
+        return Deliverer(
+            thread, self._disk_readers, self._limits.taking_seconds, self._limits.growth_seconds
+        )
 
     # --- for other threads
 
@@ -123,6 +128,7 @@ class Front:
         self._thread.call(self._own_sender.cut_all)
         for thread in (*self._sender_threads, self._thread):
             thread.close()
+        self._disk_readers.close(timeout_seconds=1)
 
     # --- opening and closing
 
