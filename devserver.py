@@ -84,7 +84,7 @@ class Lab:
         self._parts = parts
         self._staging = parts.staging
         self._downloads = parts.downloads
-        self._static_files = StaticFiles(parts.staging)
+        self._static_files = StaticFiles(parts.staging, parts.downloads, parts.config.wait_timeout)
         self.api = Namespace(
             v1=Namespace(
                 builds=BuildsApi(
@@ -299,7 +299,8 @@ class Lab:
         """
         try:
             check_method(("GET", "HEAD"))
-            return give(self._static_files.answer(list(segments), cherrypy.request.headers))
+            headers = dict(cherrypy.request.headers)
+            return give(self._static_files.answer(list(segments), headers))
         except DevserverError as error:
             return give(text_error(error))
 

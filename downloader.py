@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
@@ -15,9 +16,11 @@ from artifacts.downloader import Downloader
 from artifacts.equipment import Equipment
 from artifacts.errors import BuildNotFound, Conflict, shutting_down, storage_error
 from artifacts.futures import first_failure, resolve
+from artifacts.live_files import Look
 from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item
 from artifacts.recent_failures import RecentFailures
+from artifacts.shared_fetches import SharedFetches
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.task import Task, Wish, settled_task
 
@@ -38,9 +41,11 @@ class DownloaderCache:
         self._staging = equipment.staging
         self._failures = RecentFailures()
         self._locks: LockDictionary[ArchiveUrl] = LockDictionary()
-        # Guards the dictionary; taken after a URL's lock, and notified when a downloader leaves.
+        # Guards all below; taken after a URL's lock, and notified when a downloader leaves.
         self._changed = threading.Condition()
         self._downloaders: dict[ArchiveUrl, Downloader] = {}
+        # Those that anybody uses, be it only who reads what is fetched.
+        self._fetches: weakref.WeakSet[SharedFetches] = weakref.WeakSet()
         self._is_closed = False
 
     # --- asking
@@ -154,6 +159,15 @@ class DownloaderCache:
             live = list(self._downloaders.values())
         return next((downloader for downloader in live if downloader.build.name == name), None)
 
+    def look(self, name: BuildName, path: str) -> Look:
+        """Return the file of a build that is under way; None if none is at ``path``.
+
+        As `LiveFiles.look`; to be called after the manifest has been looked at, and before it is
+        looked at again: what is finished in between is in the manifest.
+        """
+        downloader = self.live_downloader(name)
+        return downloader.files.look(path) if downloader else None
+
     def live_builds(self) -> set[BuildName]:
         with self._changed:
             return {downloader.build.name for downloader in self._downloaders.values()}
@@ -186,9 +200,12 @@ class DownloaderCache:
             while self._downloaders and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
             cut = list(self._downloaders.values())
+            fetches = list(self._fetches)
         for downloader in cut:
             _log.warning("%s is cut off", downloader.archive_url)
             downloader.cancel()
+        for used in fetches:
+            used.cancel_all()
 
     # --- inside
 
@@ -245,6 +262,7 @@ class DownloaderCache:
         downloader = Downloader(archive_url, build, self._equipment, self._failures, self._release)
         with self._changed:
             self._downloaders[archive_url] = downloader
+            self._fetches.add(downloader.fetches)
         return downloader
 
     def _release(self, downloader: Downloader) -> bool:

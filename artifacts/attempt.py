@@ -13,6 +13,7 @@ from artifacts.checksums import Verifier
 from artifacts.errors import ArchiveFileChanged
 from artifacts.intervals import Intervals
 from artifacts.sources.source import ArchiveFile, OpenedRange
+from artifacts.watches import Watch, Watches
 
 BLOCK_BYTES = 1 << 20
 # What has come is written out to the disk in portions of this size while more comes, so that making
@@ -52,6 +53,9 @@ class Attempt:
         self._taken = Intervals()  # what connections have been given to read
         # Where readers wait, and how many at each place, in the order of their coming.
         self._wanted: dict[int, int] = {}
+        self._watches = Watches()  # those of these readers that are called back
+        # Whether the archive has said, in answering, what there is to know of the file.
+        self.is_described = False
         self._written_out_bytes = 0
         self._is_writing_out = False
         self._taken_whole = False
@@ -68,6 +72,11 @@ class Attempt:
     def can_be_split(self) -> bool:
         """Whether ranges of this very object can be asked for."""
         return bool(self.size) and self.file.has_ranges and self.file.generation is not None
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether what there is to know of the file is known. Empty ones are never asked for."""
+        return self.is_described or self.verified
 
     @property
     def is_complete(self) -> bool:
@@ -133,6 +142,27 @@ class Attempt:
         if not self._wanted[position]:
             del self._wanted[position]
 
+    def watch(self, position: int, changed: Callable[[], None]) -> Watch:
+        """Note whom to call when bytes at ``position``, which is wanted already, have come."""
+        return self._watches.add(position, changed)
+
+    def end_watch(self, watch: Watch) -> None:
+        """Forget a watch, and that its position is wanted; nothing if it has been taken."""
+        if self._watches.remove(watch):
+            self.unwant(watch.position)
+
+    def take_watches(self, start: int, stop: int) -> list[Watch]:
+        """End the watches of positions from ``start`` up to ``stop``; they are to be called."""
+        return self._unwanted(self._watches.take(start, stop))
+
+    def take_all_watches(self) -> list[Watch]:
+        return self._unwanted(self._watches.take_all())
+
+    def _unwanted(self, watches: list[Watch]) -> list[Watch]:
+        for watch in watches:
+            self.unwant(watch.position)
+        return watches
+
     @property
     def pieces_left(self) -> int:
         """How many pieces are not taken yet, by the smallest that they may be."""
@@ -177,6 +207,7 @@ class Attempt:
             checksums=known.checksums.joined(told.checksums),
             content_encoding=known.content_encoding or told.content_encoding,
         )
+        self.is_described = True
 
     def verify_from(self, offset: int, block: bytes, end_from: Callable[[int], int]) -> None:
         """Hash ``block``, and what follows it on disk, unless another thread is at it.

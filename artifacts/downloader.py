@@ -24,6 +24,7 @@ from artifacts.equipment import Equipment
 from artifacts.errors import Busy, DevserverError, in_words, shutting_down
 from artifacts.fetch import Fetch
 from artifacts.futures import first_failure, resolve
+from artifacts.live_files import LiveFiles
 from artifacts.manifest import Failure, Item
 from artifacts.plan import not_in_build
 from artifacts.planning import Planner
@@ -43,6 +44,7 @@ class Downloader:
     """One build being staged: its tasks, and the fetches they share.
 
     ``settled`` ends when nothing is under way any more, with the failure if something failed.
+    ``files`` are those that are coming; who reads them may do so for longer.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class Downloader:
         )
         self._watch = UploadWatch(self._planner, survey, equipment, self._stopped)
         self._on_idle = on_idle
-        self._fetches = SharedFetches(self._make_fetch)
+        self.fetches = SharedFetches(self._make_fetch)
         self._tasks = Tasks()
+        self.files = LiveFiles(build, self._tasks, self.fetches, self._hurry)
 
     # --- asking
 
@@ -162,7 +165,7 @@ class Downloader:
         """Fail what is under way with Busy; it stays asked for."""
         self._stopped.set()
         self.stop_waiting()
-        self._fetches.cancel_all()
+        self.fetches.cancel_all()
 
     def _overall_failure(self) -> DevserverError | None:
         asked = self.build.asked
@@ -179,6 +182,10 @@ class Downloader:
         """Begin a planned task; if it is gated, that will happen when a gate opens."""
         if task.planned is not None and not task.is_gated:
             self._submit(task)
+
+    def _hurry(self, task: Task) -> None:
+        if task.hurry():
+            self._begin(task)
 
     def _gate_ended(self, task: Task, gate: Future[None]) -> None:
         error = gate.exception()
@@ -202,7 +209,7 @@ class Downloader:
             task.run(
                 self.build,
                 self._equipment.staging,
-                self._fetches,
+                self.fetches,
                 self._equipment.unpack_limits,
             )
         except Exception as error:
@@ -228,6 +235,7 @@ class Downloader:
             is_released = is_idle and self._on_idle(self)
         finally:
             resolve(task.future, error)
+            task.end_news()
         if is_released:
             resolve(self.settled, self._overall_failure())
 

@@ -10,11 +10,11 @@ to be another by now, or the finished bytes do not have their checksum, the atte
 with its temporary file, and a new one begins. A piece that fails or stalls is tried again by
 itself, from where it got to.
 
-Readers (`GrowingFile`) follow an attempt while it grows, each at its own pace and from wherever it
-likes. They block until their bytes have come, and are cut with `FetchRestarted` or the fetch's own
-error when there will be no more bytes. They get the last 64 KiB only once the whole file is
-verified, so that nobody takes wrong bytes for a whole file; but for those who promise not to let
-out what they make of it before they have asked `wait`.
+Readers follow an attempt while it grows, each at its own pace and from wherever it likes. A
+`GrowingFile` blocks until its bytes have come, a `FollowedFile` is called back. Both are cut, with
+`FetchRestarted` or the fetch's own error, when there will be no more bytes. They get the last
+64 KiB only once the whole file is verified, so that nobody takes wrong bytes for a whole file; but
+for those who promise not to let out what they make of it before they have asked `wait`.
 
 Verification happens on the connections' own threads, in order: the block that continues what is
 verified so far is hashed while it is still in the processor's cache; what came out of order is read
@@ -27,7 +27,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,14 +40,17 @@ from artifacts.errors import (
     ArchiveError,
     ArchiveFileChanged,
     ArchiveFileMissing,
+    Busy,
     DevserverError,
     TransientArchiveError,
     shutting_down,
     storage_error,
 )
-from artifacts.growing_file import FetchRestarted, GrowingFile
+from artifacts.futures import resolve
+from artifacts.growing_file import FetchRestarted, FollowedFile, GrowingFile
 from artifacts.retries import RetryLimits, retrying
 from artifacts.sources.source import ArchiveFile, OpenedRange, Source
+from artifacts.watches import Watch
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -109,7 +114,8 @@ class Fetch:
         self._limits = limits
         self._urgent = True
         # Guards all state below, and the attempt's; never held during I/O other than opening and
-        # closing the temporary file. Notified whenever bytes have come and when the end has.
+        # closing the temporary file, nor while those who wait are called. Notified whenever bytes
+        # have come and when the end has.
         self._changed = threading.Condition()
         self._file = file
         self._attempt: Attempt | None = None
@@ -119,6 +125,9 @@ class Fetch:
         self._failure: DevserverError | None = None
         self._stopped = threading.Event()  # set on the end of either kind; ends pauses
         self._when_ended: list[Callable[[Fetch], None]] = []
+        self._described: Future[None] | None = None  # made when somebody waits for it
+        self._is_begun = False
+        self._is_hurried = False
         self._started_at: float | None = None
         self._ended_at: float | None = None
 
@@ -136,7 +145,17 @@ class Fetch:
                 self._attempts = 1
                 self._started_at = time.monotonic()
                 self._open_connections += 1
-                self._connections.submit(self._run_connection, urgent=urgent)
+                self._connections.submit(self._begin, urgent=urgent)
+
+    def hurry(self) -> None:
+        """Have it begun before anything else that waits for a connection."""
+        with self._changed:
+            is_due = self._attempts > 0 and not (self._is_begun or self._is_hurried)
+            self._is_hurried = self._urgent = True
+            if not is_due:
+                return
+            with suppress(Busy):
+                self._connections.submit(self._begin, is_next=True)
 
     def cancel(self) -> None:
         """Fail whoever waits, with Busy: the server is ending."""
@@ -146,8 +165,8 @@ class Fetch:
         """Cancel what is under way, and remove the temporary file."""
         self.cancel()
         with self._changed:
-            if self._attempt is not None:
-                self._retire(self._attempt)
+            watches = self._retire(self._attempt)
+        _call(watches)
 
     def wait(self) -> FetchedFile:
         """Block until the file is verified and durable; return it, or raise what it failed with."""
@@ -188,6 +207,34 @@ class Fetch:
                         partial(self.wait_for_size, attempt),
                     )
                 self._changed.wait()
+
+    def follow(self, on_close: Callable[[], None]) -> FollowedFile | Future[None] | None:
+        """Return a reader that never blocks, from which the file can be sent while it comes.
+
+        What ends when it is worth asking again, where the archive has not told yet what there is to
+        know of the file. None where the file cannot be sent as it comes: its length is not known,
+        or it is not to be published as it is stored.
+
+        Not to be called after ``discard``. ``on_close`` is called when the reader is closed.
+
+        Raises:
+            DevserverError: the fetch failed.
+        """
+        with self._changed:
+            self._raise_failure()
+            attempt = self._attempt
+            if attempt is None or attempt.abandoned or not attempt.may_be_followed:
+                self._described = self._described or Future()
+                return self._described
+            if attempt.size is None or attempt.file.content_encoding is not None:
+                return None
+            return FollowedFile(
+                attempt,
+                attempt.size,
+                partial(self.readable_to, attempt),
+                partial(self.watch, attempt),
+                on_close,
+            )
 
     @property
     def bytes_done(self) -> int:
@@ -243,6 +290,45 @@ class Fetch:
                     return attempt.size
                 self._changed.wait()
 
+    def readable_to(self, attempt: Attempt, position: int) -> int | None:
+        """Return up to where bytes at ``position`` may be read by now; None: not yet.
+
+        Raises as ``wait_for_bytes``.
+        """
+        with self._changed:
+            stop = self._readable_from(attempt, position, WITHHELD_BYTES)
+            return attempt.size if stop == 0 else stop
+
+    def watch(
+        self, attempt: Attempt, position: int, changed: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Have ``changed`` called, once, when ``readable_to`` has another answer than None.
+
+        Meanwhile a reader waits at ``position``, as with ``wait_for_bytes``. Returned is what ends
+        that; it may be called at any time, more than once.
+        """
+        with self._changed:
+            if not self._is_worth_waiting(attempt, position):
+                watch = None
+            else:
+                if attempt.want(position):
+                    # Without another connection, those that there are will come to it.
+                    with suppress(Busy):
+                        self._add_wanted_connection()
+                watch = attempt.watch(position, changed)
+        if watch is None:
+            changed()
+            return lambda: None
+        return partial(self._end_watch, attempt, watch)
+
+    def _is_worth_waiting(self, attempt: Attempt, position: int) -> bool:
+        is_cut = self._failure is not None or attempt.abandoned
+        return not is_cut and self._readable_from(attempt, position, WITHHELD_BYTES) is None
+
+    def _end_watch(self, attempt: Attempt, watch: Watch) -> None:
+        with self._changed:
+            attempt.end_watch(watch)
+
     def _readable_from(self, attempt: Attempt, position: int, withheld_bytes: int) -> int | None:
         """Return up to where bytes at ``position`` may be read by now; 0 at the end, None: wait."""
         self._raise_if_cut(attempt)
@@ -271,6 +357,12 @@ class Fetch:
         return self._attempt is not None and self._attempt.verified
 
     # --- on the connections' threads
+
+    def _begin(self) -> None:
+        with self._changed:
+            was_begun, self._is_begun = self._is_begun, True
+        if not was_begun:
+            self._run_connection()
 
     def _run_connection(self, *, takes_wanted_only: bool = False) -> None:
         try:
@@ -376,6 +468,7 @@ class Fetch:
             if piece.stop is None:
                 piece.stop = attempt.size
             known = attempt.size is not None or opened.end_is_told
+        self._tell_described()
         if not known and not attempt.file.checksums:
             raise ArchiveError(
                 f"{self._archive_url}/{self.name} comes without a length or a checksum: "
@@ -437,7 +530,12 @@ class Fetch:
                 return False
             attempt.present.add(piece.position, offset)
             self._changed.notify_all()
+            watches: list[Watch] = []
+            if attempt.size is not None:
+                released = min(offset, attempt.size - WITHHELD_BYTES)
+                watches = attempt.take_watches(piece.position, released)
             is_writeback_due = attempt.begin_writeback()
+        _call(watches)
         if is_writeback_due:
             self._writeback.submit(lambda: self._write_out(attempt))
         attempt.verify_from(piece.position, block, self._end_from(attempt))
@@ -466,11 +564,14 @@ class Fetch:
             self._start_over(attempt, ArchiveError(f"wrong bytes of {self.name}: {mismatch}"))
             return
         os.fsync(attempt.descriptor)
+        watches: list[Watch] = []
         with self._changed:
             if not attempt.abandoned and self._failure is None:
                 attempt.verified = True
                 self._file = attempt.file
+                watches = attempt.take_all_watches()
             self._changed.notify_all()
+        _call(watches)
         self._tell_end()
 
     def _start_over(self, attempt: Attempt, why: ArchiveError) -> None:
@@ -478,10 +579,11 @@ class Fetch:
         with self._changed:
             if attempt.abandoned or self._stopped.is_set():
                 return
-            self._retire(attempt)
+            watches = self._retire(attempt)
             self._attempts += 1
-            if self._attempts > _MAX_ATTEMPTS:
-                raise ArchiveError(f"{why.message} ({_MAX_ATTEMPTS} attempts)")
+        _call(watches)
+        if self._attempts > _MAX_ATTEMPTS:
+            raise ArchiveError(f"{why.message} ({_MAX_ATTEMPTS} attempts)")
         _log.warning("%s/%s is fetched anew: %s", self._archive_url, self.name, why.message)
         if self._stopped.wait(self._limits.retries.pause_seconds(self._attempts - 1, why)):
             return
@@ -504,20 +606,31 @@ class Fetch:
             return replace(now, checksums=now.checksums.joined(self._file.checksums))
         return now
 
-    def _retire(self, attempt: Attempt) -> None:
+    def _retire(self, attempt: Attempt | None) -> list[Watch]:
+        """Give an attempt up, if there is one; return whom to call without the lock."""
+        if attempt is None:
+            return []
         attempt.abandoned = True
         attempt.path.unlink(missing_ok=True)
         attempt.close_if_unused()
         self._changed.notify_all()
+        return attempt.take_all_watches()
 
     def _fail(self, error: DevserverError) -> None:
+        watches: list[Watch] = []
         with self._changed:
             if self._failure is None and not self._is_verified:
                 self._failure = error
-                if self._attempt is not None:
-                    self._retire(self._attempt)
+                watches = self._retire(self._attempt)
             self._changed.notify_all()
+        _call(watches)
         self._tell_end()
+
+    def _tell_described(self) -> None:
+        with self._changed:
+            described, self._described = self._described, None
+        if described is not None:
+            resolve(described, None)
 
     def _tell_end(self) -> None:
         with self._changed:
@@ -527,5 +640,11 @@ class Fetch:
             if self._ended_at is None:
                 self._ended_at = time.monotonic()
             callbacks, self._when_ended = self._when_ended, []
+        self._tell_described()
         for callback in callbacks:
             callback(self)
+
+
+def _call(watches: Iterable[Watch]) -> None:
+    for watch in watches:
+        watch.changed()

@@ -1,4 +1,4 @@
-"""Reading a file while it is fetched."""
+"""Reading a file while it is fetched: blocking, or being called back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from artifacts.attempt import Attempt
+from artifacts.errors import ArchiveFileChanged
 
 
 class FetchRestarted(Exception):
@@ -33,10 +34,7 @@ class GrowingFile(io.RawIOBase):
         self._attempt = attempt
         self._wait_for_bytes = wait_for_bytes
         self._wait_for_size = wait_for_size
-        try:
-            self._descriptor = os.open(attempt.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise FetchRestarted from None
+        self._descriptor = _open(attempt)
         self._position = 0
 
     @property
@@ -87,3 +85,65 @@ class GrowingFile(io.RawIOBase):
         if not self.closed:
             os.close(self._descriptor)
         super().close()
+
+
+class FollowedFile:
+    """An attempt that is sent while it grows: says what is there, and calls back; never blocks.
+
+    ``size`` is that of the whole, in bytes. What was read of it stays right: it is all of one
+    attempt, whatever becomes of the fetch.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        size: int,
+        readable_to: Callable[[int], int | None],
+        watch: Callable[[int, Callable[[], None]], Callable[[], None]],
+        on_close: Callable[[], None],
+    ) -> None:
+        """Open the file of ``attempt``; ``readable_to`` and ``watch`` are the fetch's, of it."""
+        self.size = size
+        self._attempt = attempt
+        self._readable_to = readable_to
+        self._watch = watch
+        self._on_close = on_close
+        self._descriptor = _open(attempt)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def readable_to(self, position: int) -> int | None:
+        """Return up to where bytes from ``position`` on may be read by now; None: wait for more.
+
+        Raises:
+            DevserverError: what the fetch failed with, or that it has started over.
+        """
+        if self._attempt.verified:
+            return self.size
+        try:
+            return self._readable_to(position)
+        except FetchRestarted:
+            name = self._attempt.file.name
+            raise ArchiveFileChanged(f"{name} is fetched anew; ask for it again") from None
+
+    def watch(self, position: int, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have ``changed`` called, once, when ``readable_to(position)`` may have another answer.
+
+        On any thread; at once if there is no need to wait. Meanwhile, what is at ``position`` is
+        fetched next. Returned is what ends the watch; it may be called more than once.
+        """
+        return self._watch(position, changed)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._on_close()
+
+
+def _open(attempt: Attempt) -> int:
+    try:
+        return os.open(attempt.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FetchRestarted from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.artifact import Artifact, Members, PlannedFile
@@ -39,6 +40,11 @@ class PlannedItem:
     @property
     def is_unpacked(self) -> bool:
         return self.artifact is not None and self.artifact.unpack
+
+    @cached_property
+    def published_whole(self) -> Mapping[str, str]:
+        """The names in the archive of files that are published whole, by path below the build."""
+        return {} if self.is_unpacked else {file.path: file.archive_name for file in self.files}
 
     def needed_bytes(self, listing: Mapping[str, ArchiveFile], kept: Collection[str] = ()) -> int:
         """Estimate what this will take on disk; files of unknown size count as nothing.

@@ -29,6 +29,14 @@ class SharedFetches:
             fetch.cancel()
         return fetch
 
+    def join(self, name: str) -> Fetch | None:
+        """Return the fetch of a file, to be released, if somebody has acquired it already."""
+        with self._lock:
+            fetch, users = self._users.get(name, (None, 0))
+            if fetch is not None:
+                self._users[name] = (fetch, users + 1)
+            return fetch
+
     def release(self, fetch: Fetch) -> None:
         with self._lock:
             current, users = self._users[fetch.name]

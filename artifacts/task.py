@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Task:
         self._has_company = False
         self._gates = 0 if wish.is_urgent else 1
         self._fetches: dict[Fetch, None] = {}  # in the order in which they were acquired
+        # Who waits for news of a file, by its name in the archive; None when there will be no more.
+        self._news: dict[str, Future[None]] | None = {}
         self._bytes_there = 0
 
     def join(self, wish: Wish, wait_until: float) -> bool:
@@ -126,6 +128,37 @@ class Task:
             was_accepted, self._is_accepted = self._is_accepted, True
         if not was_accepted:
             resolve(self.accepted, error)
+
+    def hurry(self) -> bool:
+        """Make it urgent, as somebody waits for its files; return whether it was gated."""
+        with self._lock:
+            self.wish = replace(self.wish, is_urgent=True)
+        return self.open_gate()
+
+    def news_of(self, archive_name: str) -> Future[None]:
+        """Return what ends when a file's fetch is there, or it is published, or the task has ended.
+
+        At once, if that has happened to the task. Whoever looks afterwards misses nothing.
+        """
+        with self._lock:
+            if self._news is not None:
+                return self._news.setdefault(archive_name, Future())
+        over: Future[None] = Future()
+        resolve(over, None)
+        return over
+
+    def _tell_news_of(self, archive_name: str) -> None:
+        with self._lock:
+            told = self._news.pop(archive_name, None) if self._news else None
+        if told is not None:
+            resolve(told, None)
+
+    def end_news(self) -> None:
+        """Tell everybody who waits for news; the future has ended."""
+        with self._lock:
+            left, self._news = self._news or {}, None
+        for told in left.values():
+            resolve(told, None)
 
     @property
     def is_claimed(self) -> bool:
@@ -210,6 +243,7 @@ class Task:
         fetch = fetches.acquire(file, urgent=self.wish.is_urgent)
         with self._lock:
             self._fetches[fetch] = None
+        self._tell_news_of(file.name)
         return fetch
 
     def _let_go(self, fetches: SharedFetches, fetch: Fetch) -> None:
@@ -218,6 +252,7 @@ class Task:
             self._bytes_there += fetch.bytes_done
             self.sizes[fetch.name] = fetch.bytes_total
         fetches.release(fetch)
+        self._tell_news_of(fetch.name)
 
     def _stage_files(self, build: Build, fetches: SharedFetches, limits: UnpackLimits) -> list[str]:
         assert self.planned is not None
@@ -235,6 +270,7 @@ class Task:
                         build.publish_file(build.directory / there[0], path, there[1])
                 with self._lock:
                     self._bytes_there += (there[1].stored or there[1]).size
+                self._tell_news_of(name)
             else:
                 under_way.append(name)
                 for path, stale in found.items():

@@ -38,8 +38,10 @@ class Workers:
         self._started = 0
         self._closed = False
 
-    def submit(self, work: Callable[[], None], *, urgent: bool = True) -> None:
-        """Have ``work`` called on a thread.
+    def submit(
+        self, work: Callable[[], None], *, urgent: bool = True, is_next: bool = False
+    ) -> None:
+        """Have ``work`` called on a thread; what ``is_next`` comes before all that waits.
 
         Raises:
             Busy: the workers are closed.
@@ -47,7 +49,8 @@ class Workers:
         with self._changed:
             if self._closed:
                 raise shutting_down()
-            (self._urgent if urgent else self._later).append(work)
+            queue = self._urgent if urgent or is_next else self._later
+            (queue.appendleft if is_next else queue.append)(work)
             if len(self._urgent) + len(self._later) > self._idle and self._threads < self._limit:
                 self._threads += 1
                 self._started += 1
@@ -58,7 +61,7 @@ class Workers:
                     # The system gives no more threads; those that there are will have to do.
                     self._threads -= 1
                     if not self._threads:
-                        (self._urgent if urgent else self._later).pop()
+                        queue.remove(work)
                         raise Busy(f"no thread can be started: {error}") from error
                     self._changed.notify()
             else:

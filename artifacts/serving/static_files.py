@@ -1,23 +1,45 @@
-"""``/static``: what manifests list, and nothing else."""
+"""``/static``: what manifests list, and what is on its way there."""
 
 from __future__ import annotations
 
 import html
 import os
 import stat
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.build import Build
 from artifacts.errors import BadRequest, NotFound
+from artifacts.growing_file import FollowedFile
+from artifacts.live_files import Look, Pending, Published
 from artifacts.manifest import StagedFile
 from artifacts.serving.answer import Answer, json_answer
 from artifacts.serving.file_answer import FileAnswer, Origin, Served, WholeFile, file_answer
+from artifacts.serving.waiting import Reply, Wait
 from artifacts.staging import Staging
+
+
+class Downloads(Protocol):
+    """The downloader cache, as far as files need it."""
+
+    def look(self, name: BuildName, path: str) -> Look: ...
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A file that is asked for: of a build, at a path; ``deadline`` of ``time.monotonic()``."""
+
+    build: BuildName
+    path: str
+    headers: Mapping[str, str]
+    deadline: float
 
 
 @dataclass(frozen=True)
@@ -30,14 +52,18 @@ class _Entry:
 class StaticFiles:
     """Answers GET and HEAD below ``/static``."""
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: Staging, downloads: Downloads, timeout_seconds: float) -> None:
+        """``timeout_seconds``: how long a file that is to come is waited for."""
         self._staging = staging
+        self._downloads = downloads
+        self._timeout_seconds = timeout_seconds
 
-    def answer(self, segments: list[str], headers: Mapping[str, str]) -> FileAnswer | Answer:
-        """Answer for the path of ``segments``.
+    def answer(self, segments: list[str], headers: Mapping[str, str]) -> Reply | Wait:
+        """Answer for the path of ``segments``; wait for what is not quite there.
 
         Raises:
-            NotFound: no manifest lists such a file or directory.
+            NotFound: no manifest lists such a file or directory, and none is on its way.
+            DevserverError: what the staging of the file has failed with.
         """
         path = "/".join(segments)
         try:
@@ -50,17 +76,51 @@ class StaticFiles:
         if len(segments) < 2:
             return self._index(segments, self._top_entries(segments), headers)
         try:
-            build = self._staging.build(BuildName.checked(segments[0], segments[1]))
+            name = BuildName.checked(segments[0], segments[1])
         except BadRequest:
             raise _not_found(path) from None
-        if build.asked is None:
-            raise _not_found(path)
-        build.touch()
         inner = "/".join(segments[2:])
-        found = build.resolve(inner) if inner else None
-        if found is not None:
-            return _open_file(build.directory / found[0], inner, found[1], headers)
-        return self._index(segments, _entries_below(build, inner), headers)
+        wanted = _Wanted(name, inner, headers, time.monotonic() + self._timeout_seconds)
+        if found := self._staged_file(wanted):
+            return found
+        looked = self._downloads.look(name, inner) if inner else None
+        if isinstance(looked, FollowedFile | Published):
+            return self._give(wanted, looked)
+        # A directory is not waited for.
+        if entries := _entries_below(self._staging.build(name), inner):
+            return self._index(segments, entries, headers)
+        return self._give(wanted, looked)
+
+    def _staged_file(self, wanted: _Wanted) -> FileAnswer | None:
+        """Answer with what the manifest lists, if it does."""
+        build = self._staging.build(wanted.build)
+        build.touch()
+        found = build.resolve(wanted.path) if wanted.path else None
+        if found is None:
+            return None
+        return _open_file(build.directory / found[0], wanted.path, found[1], wanted.headers)
+
+    def _give(self, wanted: _Wanted, looked: Look) -> Reply | Wait:
+        """Answer with what was found beside the manifest."""
+        if isinstance(looked, FollowedFile):
+            # What its bytes amount to, and when it is published, is not known yet.
+            served = Served(wanted.path, looked.size, etag=None, modified_at=None)
+            return file_answer(looked, served, wanted.headers)
+        if isinstance(looked, Published):
+            path = self._staging.build(wanted.build).directory / looked.path
+            return _open_file(path, wanted.path, looked.file, wanted.headers)
+        if isinstance(looked, Pending):
+            seconds = max(0.0, wanted.deadline - time.monotonic())
+            return Wait(looked.news, seconds, partial(self._look_again, wanted, looked))
+        # It may have been finished between the first look and the other one.
+        if found := self._staged_file(wanted):
+            return found
+        raise _not_found(f"{wanted.build}/{wanted.path}".rstrip("/"))
+
+    def _look_again(self, wanted: _Wanted, pending: Pending, news: Future[None]) -> Reply | Wait:
+        if error := news.exception():
+            raise error  # there is no more time, or the server ends
+        return self._staged_file(wanted) or self._give(wanted, pending.look_again())
 
     def _top_entries(self, segments: list[str]) -> list[_Entry]:
         if segments:
