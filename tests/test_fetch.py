@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import google_crc32c
@@ -16,12 +17,13 @@ import pytest
 from archive_server import ArchiveServer, Fault
 from hypothesis import given
 from hypothesis import strategies as st
+from polling import wait_until
 
 from artifacts.archive_url import AllowList, ArchiveUrl
 from artifacts.attempt import Attempt
 from artifacts.errors import ArchiveError, Busy
 from artifacts.fetch import WITHHELD_BYTES, Fetch, FetchLimits
-from artifacts.growing_file import FetchRestarted
+from artifacts.growing_file import FetchRestarted, FollowedFile
 from artifacts.retries import RetryLimits
 from artifacts.sources.bare_session import BareSession
 from artifacts.sources.http import HttpSource
@@ -436,3 +438,252 @@ def test_whatever_readers_wait_for_each_byte_is_in_one_piece(
     attempt.abandoned = True
     attempt.close_if_unused()
     attempt.path.unlink()
+
+
+# --- readers that are called back
+
+
+def follow(fetch: Fetch) -> FollowedFile:
+    """Return a reader, as soon as there can be one."""
+    while isinstance(followed := fetch.follow(lambda: None), Future):
+        followed.result(10)
+    assert followed is not None
+    return followed
+
+
+def read_following(followed: FollowedFile, start: int = 0) -> bytes:
+    """Read to the end, waiting for calls only."""
+    data = bytearray()
+    while (position := start + len(data)) < followed.size:
+        stop = followed.readable_to(position)
+        if stop is None:
+            called = threading.Event()
+            followed.watch(position, called.set)
+            assert called.wait(30), f"nobody called at {position}"
+        else:
+            data += os.pread(followed.fileno(), stop - position, position)
+    return bytes(data)
+
+
+@pytest.fixture
+def _held(archive: ArchiveServer) -> None:
+    """After 1,000 bytes, the first answer stalls until the archive behaves."""
+    archive.misbehave(FILE, Fault(stall_after=1000), times=1)
+
+
+def test_many_are_called_back_and_read_the_same_bytes_once_fetched(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    archive.misbehave(FILE, Fault(cut_after=700_000), times=5)
+    fetch = make_fetch()
+    fetch.start()
+    starts = [random.Random(n).randrange(SIZE) for n in range(20)] + [0] * 20
+    with ThreadPoolExecutor(40) as pool:
+        reading = [pool.submit(read_following, follow(fetch), start) for start in starts]
+        for start, reader in zip(starts, reading, strict=True):
+            assert reader.result(60) == content[start:]
+    assert archive.bytes_sent(FILE) == SIZE
+
+
+@pytest.mark.usefixtures("_fast_archive", "_held")
+def test_only_those_are_called_for_whom_something_has_come(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    fetch = make_fetch(stall_seconds=30)
+    fetch.start()
+    followed = follow(fetch)
+    here, there, at_the_end = threading.Event(), threading.Event(), threading.Event()
+    followed.watch(2000, here.set)
+    followed.watch(SIZE - 10, at_the_end.set)
+    followed.watch(20_000_000, there.set)
+
+    # What is waited for is fetched by connections of its own, though the first one hangs.
+    assert there.wait(10)
+    stop = followed.readable_to(20_000_000)
+    assert stop is not None and stop > 20_000_000
+    assert os.pread(followed.fileno(), 10, 20_000_000) == content[20_000_000:20_000_010]
+    assert not here.is_set() and followed.readable_to(2000) is None
+
+    # The last 64 KiB have come, and are not given away before all is verified.
+    last = read_last(fetch, 10, withheld_bytes=0)
+    assert last == content[-10:]
+    assert not at_the_end.is_set() and followed.readable_to(SIZE - 10) is None
+
+    archive.behave()
+    assert here.wait(10) and at_the_end.wait(10)
+    assert followed.readable_to(SIZE - 10) == SIZE
+    followed.close()
+
+
+@pytest.mark.usefixtures("_fast_archive", "_held")
+def test_who_need_not_wait_is_called_at_once(make_fetch: MakeFetch, archive: ArchiveServer) -> None:
+    fetch = make_fetch()
+    fetch.start()
+    followed = follow(fetch)
+    called = threading.Event()
+    followed.watch(0, called.set)
+    assert called.wait(10)
+    at_once = threading.Event()
+    followed.watch(0, at_once.set)
+    assert at_once.is_set()
+    archive.behave()
+    fetch.wait()
+    at_the_end = threading.Event()
+    followed.watch(SIZE, at_the_end.set)
+    assert at_the_end.is_set()
+    followed.close()
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_who_has_ended_the_watch_is_not_called_and_has_no_say(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    hold = threading.Event()
+    archive.misbehave(FILE, Fault(), times=1)
+    archive.misbehave(FILE, Fault(hold=hold), times=1)
+    fetch = make_fetch(connections=1)
+    fetch.start()
+    followed = follow(fetch)
+    called = threading.Event()
+    ends = [followed.watch(25_000_000, called.set) for _ in range(3)]
+    for end in (*ends, *ends):
+        end()
+    hold.set()
+    assert read_all(fetch) == content
+    assert not called.is_set()
+    asked_for = ranges_asked_for(archive)
+    assert asked_for == sorted(asked_for)
+    followed.close()
+
+
+@pytest.mark.usefixtures("_fast_archive", "_held")
+def test_who_waits_is_called_when_the_fetch_fails(make_fetch: MakeFetch) -> None:
+    fetch = make_fetch(stall_seconds=30)
+    fetch.start()
+    followed, called = follow(fetch), threading.Event()
+    followed.watch(2000, called.set)
+    fetch.cancel()
+    assert called.wait(10)
+    for position in (0, 2000):
+        with pytest.raises(Busy):
+            followed.readable_to(position)
+    late = threading.Event()
+    followed.watch(2000, late.set)
+    assert late.is_set()
+    with pytest.raises(Busy):
+        fetch.follow(lambda: None)
+    followed.close()
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_who_waits_is_called_when_the_fetch_starts_over(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
+    new = bytes(SIZE)
+    hold = threading.Event()
+    archive.misbehave(FILE, Fault(hold=hold), times=1)
+    archive.misbehave(FILE, Fault(replace_with=new), times=1)
+    fetch = make_fetch(connections=1)
+    fetch.start()
+    followed, called = follow(fetch), threading.Event()
+    followed.watch(29_000_000, called.set)
+    hold.set()
+    assert called.wait(10)
+    with pytest.raises(ArchiveError, match="anew"):
+        followed.readable_to(0)
+    # Who asks now waits for what the archive says of the new file.
+    again = follow(fetch)
+    assert read_following(again) == new
+    followed.close()
+    again.close()
+
+
+@pytest.mark.usefixtures("_fast_archive")
+def test_what_is_verified_stays_readable_after_the_fetch_is_discarded(
+    make_fetch: MakeFetch, content: bytes, temporary: Path
+) -> None:
+    fetch = make_fetch()
+    fetch.start()
+    followed = follow(fetch)
+    fetch.wait()
+    fetch.discard()
+    assert not list(temporary.iterdir())
+    assert read_following(followed) == content
+    followed.close()
+
+
+def test_who_asks_early_is_told_when_the_archive_has_answered(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
+    archive.latency_seconds = 0.2
+    fetch = make_fetch()
+    early = fetch.follow(lambda: None)
+    fetch.start()
+    assert isinstance(early, Future)
+    early.result(10)
+    follow(fetch).close()
+
+
+def test_who_asks_early_is_told_when_it_fails(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
+    archive.misbehave(FILE, Fault(status=403))
+    fetch = make_fetch()
+    early = fetch.follow(lambda: None)
+    fetch.start()
+    assert isinstance(early, Future)
+    early.result(10)
+    with pytest.raises(ArchiveError, match="403"):
+        fetch.follow(lambda: None)
+
+
+def test_a_file_whose_length_nobody_knows_cannot_be_followed(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
+    hold = threading.Event()
+    archive.misbehave(FILE, Fault(chunked=True, head_too=True), times=1)
+    archive.misbehave(FILE, Fault(chunked=True, hold=hold), times=1)
+    fetch = make_fetch()
+    early = fetch.follow(lambda: None)
+    fetch.start()
+    assert isinstance(early, Future)
+    early.result(10)
+    assert fetch.follow(lambda: None) is None
+    hold.set()
+    fetch.wait()
+
+
+def test_closing_a_reader_tells_once(make_fetch: MakeFetch) -> None:
+    closed: list[str] = []
+    fetch = make_fetch()
+    fetch.start()
+    fetch.wait()
+    followed = fetch.follow(lambda: closed.append("closed"))
+    assert isinstance(followed, FollowedFile)
+    followed.close()
+    followed.close()
+    assert closed == ["closed"]
+
+
+def test_a_fetch_in_a_hurry_comes_before_those_that_wait(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
+    # Given 16 threads that are all held up, and more fetches in a queue behind them.
+    hold = threading.Event()
+    archive.misbehave(FILE, Fault(hold=hold), times=16)
+    ended: list[int] = []
+    fetches = [make_fetch(connections=1, stall_seconds=30) for _ in range(20)]
+    for number, fetch in enumerate(fetches):
+        fetch.when_ended(lambda _, number=number: ended.append(number))
+        fetch.start(urgent=number != 19)
+    wait_until(lambda: len(ranges_asked_for(archive)) == 16)
+
+    fetches[19].hurry()
+    fetches[19].hurry()
+    for fetch in fetches[1:16]:
+        fetch.discard()
+    hold.set()
+
+    for fetch in fetches[16:]:
+        fetch.wait()
+    assert ended.index(19) < max(ended.index(number) for number in (16, 17, 18))
