@@ -36,6 +36,7 @@ from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
 from artifacts.locate import locate
+from artifacts.on_demand import OnDemand
 from artifacts.process import announced, raise_open_files_limit, set_up_logging, signalled_end
 from artifacts.retries import RetryLimits
 from artifacts.serving.answer import Answer, json_answer, text_error
@@ -84,7 +85,9 @@ class Lab:
         self._parts = parts
         self._staging = parts.staging
         self._downloads = parts.downloads
-        self._static_files = StaticFiles(parts.staging, parts.downloads, parts.config.wait_timeout)
+        self._static_files = StaticFiles(
+            parts.staging, parts.downloads, parts.on_demand, parts.config.wait_timeout
+        )
         self.api = Namespace(
             v1=Namespace(
                 builds=BuildsApi(
@@ -292,15 +295,18 @@ class Lab:
 
     @cherrypy.expose
     def static(self, /, *segments: str, **_: Any) -> bytes:
-        """/static/TARGET/BUILD/PATH: the staged files.
+        """/static/TARGET/BUILD/PATH: the staged files, and those that are being staged.
 
         GET and HEAD, with ranges and conditions; directories answer an index, as HTML or, with
-        Accept: application/json, as JSON.
+        Accept: application/json, as JSON. What is being staged is sent as it comes. With
+        --archive-root, a file that nobody has staged is staged by a GET.
         """
         try:
             check_method(("GET", "HEAD"))
-            headers = dict(cherrypy.request.headers)
-            return give(self._static_files.answer(list(segments), headers))
+            request = cherrypy.request
+            return give(
+                self._static_files.answer(request.method, list(segments), dict(request.headers))
+            )
         except DevserverError as error:
             return give(text_error(error))
 
@@ -365,6 +371,11 @@ class Parts:
                 timers,
             )
             self.downloads = DownloaderCache(equipment)
+            self.on_demand: OnDemand | None = None
+            if config.archive_root is not None:
+                archive_root = ArchiveUrl.parse_prefix(config.archive_root)
+                self.on_demand = OnDemand(archive_root, equipment, self.downloads)
+                undo.callback(self.on_demand.close)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()

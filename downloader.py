@@ -21,6 +21,7 @@ from artifacts.lock_dictionary import LockDictionary
 from artifacts.manifest import Failure, Item
 from artifacts.recent_failures import RecentFailures
 from artifacts.shared_fetches import SharedFetches
+from artifacts.sources.source import ArchiveFile
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
 from artifacts.task import Task, Wish, settled_task
 
@@ -77,10 +78,12 @@ class DownloaderCache:
         wait_seconds: float = 0,
         *,
         drop_first: bool = False,
+        listing: Mapping[str, ArchiveFile] | None = None,
     ) -> Future[None]:
         """Stage just these items; as ``download``. ``drop_first`` takes the build away before.
 
-        What artifacts bring along is staged after them; the future does not wait for it.
+        What artifacts bring along is staged after them; the future does not wait for it. With a
+        ``listing`` that has just been made, the archive is not listed again.
 
         Raises:
             BadRequest: an artifact is not in the catalog.
@@ -90,7 +93,7 @@ class DownloaderCache:
         wishes = {item: Wish() for item in items}
         brought = self._brought_by(wishes)
         asked = {**wishes, **brought}
-        tasks = self._ask(archive_url, asked, wait_seconds, drop_first=drop_first)
+        tasks = self._ask(archive_url, asked, wait_seconds, drop_first=drop_first, listing=listing)
         return first_failure([tasks[item].future for item in wishes])
 
     def wait_for_status(self, archive_url: ArchiveUrl) -> Future[None]:
@@ -222,6 +225,7 @@ class DownloaderCache:
         wait_seconds: float,
         *,
         drop_first: bool = False,
+        listing: Mapping[str, ArchiveFile] | None = None,
     ) -> dict[Item, Task]:
         with self._locks.holding(archive_url), _disk_errors_in_words(archive_url.name):
             build = self._staging.build(archive_url.name)
@@ -238,7 +242,7 @@ class DownloaderCache:
                 return {item: settled_task(item, wish) for item, wish in wishes.items()}
             self._check_is_open()
             downloader = self._find(archive_url) or self._open(archive_url)
-            return downloader.ask(wishes, wait_seconds)
+            return downloader.ask(wishes, wait_seconds, listing)
 
     def _check_is_open(self) -> None:
         if self.is_closed:

@@ -84,11 +84,17 @@ class Downloader:
 
     # --- asking
 
-    def ask(self, wishes: Mapping[Item, Wish], wait_seconds: float = 0) -> dict[Item, Task]:
+    def ask(
+        self,
+        wishes: Mapping[Item, Wish],
+        wait_seconds: float = 0,
+        listing: Mapping[str, ArchiveFile] | None = None,
+    ) -> dict[Item, Task]:
         """Return a task for each item, joining what is under way and starting what is not.
 
         Items that are not urgent begin once the urgent ones of the same call have succeeded. What
-        the archive does not have is waited for as long as ``wait_seconds``.
+        the archive does not have is waited for as long as ``wait_seconds``. With a ``listing`` that
+        has just been made, the archive is not listed again.
         """
         wait_until = time.monotonic() + wait_seconds if wait_seconds else 0
         joined = self._tasks.join(
@@ -107,9 +113,7 @@ class Downloader:
             self._watch.add(joined.fresh)
         elif joined.fresh:
             try:
-                self._equipment.threads.submit(
-                    lambda: self._watch.keep(self._planner.plan(joined.fresh))
-                )
+                self._equipment.threads.submit(partial(self._plan, joined.fresh, listing))
             except Busy as error:
                 self._planner.fail(joined.fresh, error)
         views = self._views_of(joined, wishes, wait_until)
@@ -177,6 +181,12 @@ class Downloader:
         return asked.failure.error() if asked and asked.failure else None
 
     # --- on the downloader's threads
+
+    def _plan(self, tasks: list[Task], listing: Mapping[str, ArchiveFile] | None) -> None:
+        if listing is None:
+            self._watch.keep(self._planner.plan(tasks))
+        else:
+            self._watch.keep(self._planner.plan_by(tasks, listing))
 
     def _begin(self, task: Task) -> None:
         """Begin a planned task; if it is gated, that will happen when a gate opens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from artifacts.errors import DevserverError
 
@@ -22,18 +23,18 @@ def first_failure(futures: Sequence[Future[None]]) -> Future[None]:
     return _joint(futures, fails_early=True)
 
 
-def all_ended(futures: Sequence[Future[None]]) -> Future[None]:
+def all_ended(futures: Sequence[Future[Any]]) -> Future[None]:
     """Return a future that succeeds when all have ended, one way or the other."""
     return _joint(futures, fails_early=False)
 
 
-def _joint(futures: Sequence[Future[None]], *, fails_early: bool) -> Future[None]:
+def _joint(futures: Sequence[Future[Any]], *, fails_early: bool) -> Future[None]:
     joint: Future[None] = Future()
     # Guards the two below; not held while the joint future ends, as that calls anything.
     lock = threading.Lock()
     left, is_over = len(futures), False
 
-    def note(future: Future[None]) -> None:
+    def note(future: Future[Any]) -> None:
         nonlocal left, is_over
         error = future.exception() if fails_early else None
         with lock:

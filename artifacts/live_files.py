@@ -38,8 +38,15 @@ class Pending:
     look_again: Callable[[], Look]
 
 
+@dataclass(frozen=True)
+class Unstaged:
+    """A file that only the archive has; its ``size`` in bytes, None where that is not known."""
+
+    size: int | None
+
+
 # None: no such file is there, or comes.
-Look = FollowedFile | Published | Pending | None
+Look = FollowedFile | Published | Unstaged | Pending | None
 
 
 class LiveFiles:

@@ -43,7 +43,7 @@ class Survey:
         self._connections = connections
         self._retries = retries
         self._stopped = stopped
-        self._listing: dict[str, ArchiveFile] = {}
+        self._listing: Mapping[str, ArchiveFile] = {}
         self._lock = threading.Lock()  # guards reading SHA256SUMS, so that it is read once
         self._sha256sums: dict[str, bytes] | None = None
 
@@ -76,6 +76,11 @@ class Survey:
         names = parse_uploaded(data, f"{self.archive_url}/{UPLOADED}")
         return {name: listing[name] for name in names if name in listing}
 
+    def take_over(self, listing: Mapping[str, ArchiveFile]) -> None:
+        """Go by a listing that ``list`` of another survey returned."""
+        if listing is not self._listing:
+            self._listing, self._sha256sums = listing, None
+
     def _keep(self, listed: Iterable[ArchiveFile]) -> dict[str, ArchiveFile]:
         self._listing, self._sha256sums = usable_files(listed), None
         return dict(self._listing)
@@ -98,14 +103,20 @@ class Survey:
             files[name] = replace(files[name], checksums=Checksums(sha256=sha256))
         return files
 
+    def stat(self, name: str) -> ArchiveFile:
+        """Describe a file as it is now.
+
+        Raises:
+            ArchiveError: there is none of that name, or the archive cannot tell.
+        """
+        return retrying(
+            lambda: self._source.stat(self.archive_url, name), self._retries, self._stopped
+        )
+
     def _stat(self, file: ArchiveFile) -> ArchiveFile:
         """Describe a file; where the archive cannot, let the fetch find out."""
         try:
-            return retrying(
-                lambda: self._source.stat(self.archive_url, file.name),
-                self._retries,
-                self._stopped,
-            )
+            return self.stat(file.name)
         except ArchiveError as error:
             _log.info("%s of %s: %s", file.name, self.archive_url, error.message)
             return file

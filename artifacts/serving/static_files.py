@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.build import Build
-from artifacts.errors import BadRequest, NotFound
+from artifacts.errors import BadRequest, DevserverError, NotFound
 from artifacts.growing_file import FollowedFile
-from artifacts.live_files import Look, Pending, Published
+from artifacts.live_files import Look, Pending, Published, Unstaged
 from artifacts.manifest import StagedFile
 from artifacts.serving.answer import Answer, json_answer
 from artifacts.serving.file_answer import FileAnswer, Origin, Served, WholeFile, file_answer
@@ -32,12 +32,19 @@ class Downloads(Protocol):
     def look(self, name: BuildName, path: str) -> Look: ...
 
 
+class OnDemand(Protocol):
+    """What looks for files in an archive, as far as files need it."""
+
+    def look(self, name: BuildName, path: str, *, may_stage: bool) -> Look: ...
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """A file that is asked for: of a build, at a path; ``deadline`` of ``time.monotonic()``."""
 
     build: BuildName
     path: str
+    is_head: bool
     headers: Mapping[str, str]
     deadline: float
 
@@ -52,13 +59,23 @@ class _Entry:
 class StaticFiles:
     """Answers GET and HEAD below ``/static``."""
 
-    def __init__(self, staging: Staging, downloads: Downloads, timeout_seconds: float) -> None:
-        """``timeout_seconds``: how long a file that is to come is waited for."""
+    def __init__(
+        self,
+        staging: Staging,
+        downloads: Downloads,
+        on_demand: OnDemand | None,
+        timeout_seconds: float,
+    ) -> None:
+        """``on_demand`` finds what is not staged, if that is to be staged by asking for it.
+
+        ``timeout_seconds``: how long a file that is to come is waited for.
+        """
         self._staging = staging
         self._downloads = downloads
+        self._on_demand = on_demand
         self._timeout_seconds = timeout_seconds
 
-    def answer(self, segments: list[str], headers: Mapping[str, str]) -> Reply | Wait:
+    def answer(self, method: str, segments: list[str], headers: Mapping[str, str]) -> Reply | Wait:
         """Answer for the path of ``segments``; wait for what is not quite there.
 
         Raises:
@@ -80,16 +97,16 @@ class StaticFiles:
         except BadRequest:
             raise _not_found(path) from None
         inner = "/".join(segments[2:])
-        wanted = _Wanted(name, inner, headers, time.monotonic() + self._timeout_seconds)
+        deadline = time.monotonic() + self._timeout_seconds
+        wanted = _Wanted(name, inner, method == "HEAD", headers, deadline)
         if found := self._staged_file(wanted):
             return found
-        looked = self._downloads.look(name, inner) if inner else None
-        if isinstance(looked, FollowedFile | Published):
-            return self._give(wanted, looked)
-        # A directory is not waited for.
-        if entries := _entries_below(self._staging.build(name), inner):
+        looked = self._under_way(wanted) if inner else None
+        # Directories are there as far as they are staged; nobody waits for more of them.
+        is_file = isinstance(looked, FollowedFile | Published)
+        if not is_file and (entries := _entries_below(self._staging.build(name), inner)):
             return self._index(segments, entries, headers)
-        return self._give(wanted, looked)
+        return self._give(wanted, self._or_on_demand(wanted, looked) if inner else None)
 
     def _staged_file(self, wanted: _Wanted) -> FileAnswer | None:
         """Answer with what the manifest lists, if it does."""
@@ -100,6 +117,25 @@ class StaticFiles:
             return None
         return _open_file(build.directory / found[0], wanted.path, found[1], wanted.headers)
 
+    def _under_way(self, wanted: _Wanted) -> Look:
+        try:
+            return self._downloads.look(wanted.build, wanted.path)
+        except DevserverError:
+            if self._on_demand is None:
+                raise
+            return None  # it may be tried again
+
+    def _or_on_demand(self, wanted: _Wanted, looked: Look) -> Look:
+        """Return what is under way, else what there is in the archive."""
+        if self._on_demand is None:
+            return looked
+        if isinstance(looked, Pending):
+            look_again = looked.look_again
+            return Pending(looked.news, lambda: self._or_on_demand(wanted, look_again()))
+        if looked is not None:
+            return looked
+        return self._on_demand.look(wanted.build, wanted.path, may_stage=not wanted.is_head)
+
     def _give(self, wanted: _Wanted, looked: Look) -> Reply | Wait:
         """Answer with what was found beside the manifest."""
         if isinstance(looked, FollowedFile):
@@ -109,6 +145,8 @@ class StaticFiles:
         if isinstance(looked, Published):
             path = self._staging.build(wanted.build).directory / looked.path
             return _open_file(path, wanted.path, looked.file, wanted.headers)
+        if isinstance(looked, Unstaged):
+            return _describe(looked, wanted)
         if isinstance(looked, Pending):
             seconds = max(0.0, wanted.deadline - time.monotonic())
             return Wait(looked.news, seconds, partial(self._look_again, wanted, looked))
@@ -138,6 +176,25 @@ class StaticFiles:
             return json_answer([_entry_to_json(entry) for entry in entries])
         page = _index_page("/".join(["", "static", *segments, ""]), entries)
         return Answer(page.encode("utf-8", "backslashreplace"), 200, "text/html; charset=utf-8")
+
+
+class _LengthUnknown(FileAnswer):
+    """The answer to a HEAD that cannot tell how long the body would be."""
+
+    def all_headers(self) -> list[tuple[str, str]]:
+        return list(self.headers.items())
+
+
+def _describe(unstaged: Unstaged, wanted: _Wanted) -> FileAnswer:
+    """Answer a HEAD of a file that is in the archive only."""
+    # Of its bytes, of which there are none here, nothing is sent.
+    nothing = WholeFile(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    served = Served(wanted.path, unstaged.size or 0, etag=None, modified_at=None)
+    answer = file_answer(nothing, served, wanted.headers)
+    if unstaged.size is not None:
+        return answer
+    answer.close()
+    return _LengthUnknown(200, answer.headers)
 
 
 def _entries_below(build: Build, directory: str) -> list[_Entry]:
