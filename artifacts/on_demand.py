@@ -30,7 +30,7 @@ from artifacts.survey import Survey
 from artifacts.task import Wish
 from artifacts.workers import Workers
 
-_REMEMBERED_SECONDS = 5.0
+_REMEMBERED_SECONDS = 3.0
 # So many files there may be in the listings that are remembered; each counts as some more.
 _REMEMBERED_FILES = 200_000
 _FILES_FOR_A_LISTING = 100

@@ -9,7 +9,9 @@ import io
 import os
 import random
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from archive_proxy import ArchiveProxy
 from archive_server import Fault
 from conftest import Serve
+from polling import clients, wait_until
 from real_servers import emulated_google_storage, emulated_s3
 from running_server import RunningServer
 
@@ -168,6 +171,29 @@ def test_what_is_said_of_it_is_said_of_what_is_served(
     about = server.get(f"/api/fileinfo/{storage.name}/notes.txt").json()
     digest = base64.b64encode(hashlib.sha256(NOTES).digest()).decode()
     assert about == {"size": len(NOTES), "sha256": digest}
+
+
+def test_who_reads_it_while_it_comes_gets_it_once_it_is_decompressed(
+    serve: Serve, storage: Storage
+) -> None:
+    root = storage.url.removesuffix(f"/{storage.name}")
+    server = serve("--archive-root", root, "--catalog", "everything")
+    storage.put("notes.txt", gzip.compress(NOTES), "gzip")
+    head = server.session.head(f"{server.url}/static/{storage.name}/notes.txt")
+    assert (head.status_code, head.headers.get("Content-Length")) == (200, None)
+    hold = threading.Event()
+    storage.proxy.misbehave(storage.path_of("notes.txt"), Fault(hold=hold), times=1)
+    with ThreadPoolExecutor(2) as pool:
+        on_demand = pool.submit(server.get, f"/static/{storage.name}/notes.txt")
+        wait_until(lambda: storage.times_read("notes.txt") == 1)
+        meanwhile = pool.submit(server.get, f"/static/{storage.name}/notes.txt")
+        wait_until(lambda: clients(server) >= 3)
+        assert not on_demand.done() and not meanwhile.done()
+        hold.set()
+        for answer in (on_demand.result(), meanwhile.result()):
+            assert (answer.status_code, answer.content) == (200, NOTES)
+            assert "Content-Encoding" not in answer.headers
+    assert storage.times_read("notes.txt") == 1
 
 
 def test_an_empty_file_is_just_that(server: RunningServer, storage: Storage) -> None:

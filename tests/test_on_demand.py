@@ -177,10 +177,8 @@ def test_a_member_is_unpacked_where_one_can_be_expected(
 ) -> None:
     for _ in range(2):
         answer = server.get(f"{STATIC}/{path}")
-        assert (answer.status_code, content or answer.content) == (
-            200 if content else 404,
-            answer.content,
-        )
+        assert answer.status_code == (200 if content else 404)
+        assert content in {None, answer.content}
     assert staged_of(server) == staged
     assert requests_for(archive)["GET", "tests.tar"] == len(staged)
 
@@ -324,7 +322,6 @@ def test_an_archive_that_is_down_is_told_in_words_and_not_for_long(
         f"{NAME}/.hidden",
         f"{NAME}/.devserver/lock",
         f"{NAME}/a/../b",
-        f"{NAME}/a//b",
         ".devserver/builds/x",
         "archive/R1-1.0.0/x",
         "board-release",
@@ -386,11 +383,10 @@ def test_a_failure_is_told_in_words_and_tried_again_but_not_by_everyone(
     assert server.call("/wait_for_status", archive_url=NAME) == "Success"
 
 
-def test_a_file_for_which_there_is_no_room_is_507(
-    server: RunningServer, archive: ArchiveServer, root: Path
-) -> None:
+def test_a_file_for_which_there_is_no_room_is_507(serve: Serve, root: Path, tmp_path: Path) -> None:
     with (root / NAME / "huge.bin").open("wb") as huge:
         huge.truncate(8 << 40)
+    server = serve_root(serve, f"file://{root}", tmp_path)
     answer = server.get(f"{STATIC}/huge.bin")
     assert (answer.status_code, "free" in answer.text) == (507, True)
     assert head(server, "huge.bin").headers["Content-Length"] == str(8 << 40)
