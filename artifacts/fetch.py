@@ -237,6 +237,11 @@ class Fetch:
             )
 
     @property
+    def has_failed(self) -> bool:
+        with self._changed:
+            return self._failure is not None
+
+    @property
     def bytes_done(self) -> int:
         with self._changed:
             return self._attempt.present.total if self._attempt else 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from artifacts.build import Build
-from artifacts.fetch import Fetch
 from artifacts.futures import all_ended
 from artifacts.growing_file import FollowedFile
 from artifacts.manifest import StagedFile
@@ -89,12 +88,11 @@ class LiveFiles:
         # In this order: a task has its fetch, then publishes, and then ends.
         has_ended, news = task.future.done(), task.news_of(archive_name)
         self._hurry(task)
-        fetch = self._fetches.join(archive_name)
-        if fetch is not None:
-            followed = self._follow(fetch)
-            if isinstance(followed, FollowedFile):
-                return followed
-            return Pending(followed or news, partial(self.look, path))
+        followed = self._follow(archive_name)
+        if isinstance(followed, FollowedFile):
+            return followed
+        if followed is not None:
+            return Pending(followed, partial(self.look, path))
         if (file := self._build.published_file(path)) is not None:
             return Published(path, file)
         if not has_ended:
@@ -103,16 +101,19 @@ class LiveFiles:
             raise task.error.again()
         return None
 
-    def _follow(self, fetch: Fetch) -> FollowedFile | Future[None] | None:
-        """As `Fetch.follow`; a reader releases the fetch when it is closed."""
-        release = partial(self._fetches.release, fetch)
+    def _follow(self, archive_name: str) -> FollowedFile | Future[None] | None:
+        """Follow a file's fetch; see `Fetch.follow`. None also where it has none."""
+        fetch = self._fetches.join(archive_name)
+        if fetch is None:
+            return None
+        leave = partial(self._fetches.leave, fetch)
         followed: FollowedFile | Future[None] | None = None
         try:
             fetch.hurry()
-            followed = fetch.follow(release)
+            followed = fetch.follow(leave)
         finally:
             if not isinstance(followed, FollowedFile):
-                release()
+                leave()
         return followed
 
 

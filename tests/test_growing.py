@@ -495,6 +495,62 @@ def test_a_reader_goes_on_though_another_file_of_the_artifact_has_failed(
     assert data + answer.raw.read() == payload
 
 
+# --- readers that are slow, while more is asked of the build
+
+
+@pytest.fixture
+def busy(server: RunningServer, url: str) -> RunningServer:
+    """A server that waits for something of the build; what else is asked of it goes together."""
+    server.call("/stage?async=True&wait=60", archive_url=url, files="later.bin")
+    return server
+
+
+@pytest.fixture
+def slow(busy: RunningServer, archive: ArchiveServer, url: str) -> Iterator[socket.socket]:
+    """Who reads the payload, and takes nothing; of its first piece, only 1,000,000 bytes come."""
+    fault = Fault(stall_after=1_000_000, cut_after=1_000_000)
+    archive.misbehave(f"/{NAME}/{PAYLOAD}", fault, times=1)
+    stage(busy, url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(busy.url.rpartition(":")[2])))
+        connection.sendall(
+            f"GET {UPDATE} HTTP/1.1\r\nHost: x\r\nRange: bytes={PIECE}-\r\n\r\n".encode()
+        )
+        assert connection.recv(1).startswith(b"H")
+        yield connection
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_failure_that_somebody_has_not_noticed_yet_is_not_that_of_the_next_try(
+    busy: RunningServer, archive: ArchiveServer, build: Path, url: str, payload: bytes
+) -> None:
+    staging = {"archive_url": url, "artifacts": "full_payload"}
+    (build / PAYLOAD).unlink()
+    archive.behave()
+    wait_until(lambda: busy.get("/is_staged", **staging).status_code == 502)
+    (build / PAYLOAD).write_bytes(payload)
+    assert busy.call("/stage", **staging) == "Success"
+    assert get(busy).content == payload
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_somebody_still_reads_is_not_taken_for_the_file_of_now(
+    busy: RunningServer, archive: ArchiveServer, build: Path, url: str, payload: bytes
+) -> None:
+    archive.behave()
+    busy.call("/stage", archive_url=url, artifacts="full_payload")
+    new = os.urandom(SIZE + 1)
+    (build / PAYLOAD).unlink()
+    (build / PAYLOAD).write_bytes(new)
+    busy.call("/stage", archive_url=url, files=PAYLOAD)
+    assert get(busy, f"/static/{NAME}/{PAYLOAD}").content == new
+    assert get(busy).content == payload
+
+
+# --- the end of the server
+
+
 def test_the_end_of_the_server_cuts_readers_and_the_next_one_takes_up_what_is_missing(
     serve: Serve, growing: RunningServer, archive: ArchiveServer, url: str, payload: bytes
 ) -> None:
