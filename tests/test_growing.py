@@ -58,7 +58,7 @@ def url(archive: ArchiveServer) -> str:
 
 @pytest.fixture
 def server(serve: Serve, archive: ArchiveServer) -> RunningServer:
-    options = ("--tries", "2", "--max-connections", str(ARCHIVE_CONNECTIONS))
+    options = ("--tries", "2", "--max-connections", str(ARCHIVE_CONNECTIONS), "--threads", "8")
     return serve("--allow-archive", archive.url, "--shutdown-timeout", "1", *options)
 
 
