@@ -86,7 +86,11 @@ class Lab:
         self._staging = parts.staging
         self._downloads = parts.downloads
         self._static_files = StaticFiles(
-            parts.staging, parts.downloads, parts.on_demand, parts.config.wait_timeout
+            parts.staging,
+            parts.downloads,
+            parts.on_demand,
+            parts.config.wait_timeout,
+            parts.config.accel_redirect,
         )
         self.api = Namespace(
             v1=Namespace(

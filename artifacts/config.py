@@ -25,6 +25,7 @@ from artifacts.errors import DevserverError
 
 ENVIRONMENT_PREFIX = "DEVSERVER_"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)B?")
+_LOCATION = re.compile(r"/(?!.*\.\.)[A-Za-z0-9._~/-]*")
 
 
 class ConfigError(DevserverError):
@@ -113,6 +114,10 @@ class Config(BaseSettings):
         30, description="seconds without a byte from an archive after which a read is tried again"
     )
     tries: int = Field(5, ge=1, le=100, description="how often a read may fail in a row")
+    accel_redirect: str | None = Field(
+        None,
+        description="nginx's internal location of the static directory, if nginx sends the bodies",
+    )
     wait_timeout: Seconds = Field(3600, description="seconds after which a waiting call gives up")
     client_timeout: Seconds = Field(
         300, description="seconds after which a client that takes nothing of its answer is cut"
@@ -140,6 +145,14 @@ class Config(BaseSettings):
             return root and str(ArchiveUrl.parse_prefix(root))
         except DevserverError as error:
             raise ValueError(error.message) from error
+
+    @field_validator("accel_redirect")
+    @classmethod
+    def _prefix_is_path(cls, prefix: str | None) -> str | None:
+        # Nothing that is to be encoded: it would have to be the same here and in nginx.conf.
+        if prefix is not None and not _LOCATION.fullmatch(prefix):
+            raise ValueError(f"not a location of nginx, like /.published/: {prefix!r}")
+        return prefix
 
     @property
     def static_directory(self) -> Path:

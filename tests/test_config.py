@@ -170,6 +170,9 @@ def test_a_size_of_the_file_may_be_a_plain_number(toml: WriteToml) -> None:
         ("max_members", "1.5", "valid integer"),
         ("log_level", "loud", "'debug'"),
         ("archive_root", "builds", "not an archive URL: 'builds'"),
+        ("accel_redirect", "published", "not a location of nginx, like /.published/: 'published'"),
+        ("accel_redirect", "/a b/", "not a location of nginx"),
+        ("accel_redirect", "/a/../b/", "not a location of nginx"),
     ],
 )
 def test_a_mistake_is_told_with_the_key_and_where_it_was_set(

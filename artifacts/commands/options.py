@@ -16,6 +16,13 @@ CONTEXT_SETTINGS = {
     "help_option_names": ["-h", "--help"],
 }
 
+_METAVARS = {
+    "allow_archive": "PREFIX",
+    "archive_root": "URL",
+    "max_unpacked": "SIZE",
+    "accel_redirect": "PREFIX",
+}
+
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of Config, and ``--config``; what is not given comes as None."""
@@ -48,9 +55,7 @@ def _metavar(key: str) -> str:
         return "DIR"
     if key.endswith("file"):
         return "FILE"
-    return {"allow_archive": "PREFIX", "archive_root": "URL", "max_unpacked": "SIZE"}.get(
-        key, key.rpartition("_")[2].upper()
-    )
+    return _METAVARS.get(key, key.rpartition("_")[2].upper())
 
 
 def _help(key: str, description: str, default: object) -> str:

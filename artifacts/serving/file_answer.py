@@ -20,7 +20,7 @@ _ENCODED_TYPES = {
     "compress": "application/x-compress",
 }
 # What builds contain is shown, and never runs with the rights of our own page.
-_SAFETY = {
+SAFETY = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox",
 }
@@ -161,7 +161,7 @@ def file_answer(file: ServedFile, served: Served, request: Mapping[str, str]) ->
 
 def _conditional_answer(file: ServedFile, served: Served, request: Mapping[str, str]) -> FileAnswer:
     size, etag, modified_at = served.size, served.etag, served.modified_at
-    headers = {**_SAFETY, "Accept-Ranges": "bytes", "Content-Type": content_type(served.name)}
+    headers = {**SAFETY, "Accept-Ranges": "bytes", "Content-Type": content_type(served.name)}
     if modified_at is not None:
         headers["Last-Modified"] = formatdate(int(modified_at), usegmt=True)
     if etag is not None:

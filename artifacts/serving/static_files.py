@@ -20,6 +20,7 @@ from artifacts.errors import BadRequest, DevserverError, NotFound
 from artifacts.growing_file import FollowedFile
 from artifacts.live_files import Look, Pending, Published, Unstaged
 from artifacts.manifest import StagedFile
+from artifacts.serving.accel import accel_answer
 from artifacts.serving.answer import Answer, json_answer
 from artifacts.serving.file_answer import FileAnswer, Origin, Served, WholeFile, file_answer
 from artifacts.serving.waiting import Reply, Wait
@@ -65,15 +66,18 @@ class StaticFiles:
         downloads: Downloads,
         on_demand: OnDemand | None,
         timeout_seconds: float,
+        accel_prefix: str | None = None,
     ) -> None:
         """``on_demand`` finds what is not staged, if that is to be staged by asking for it.
 
-        ``timeout_seconds``: how long a file that is to come is waited for.
+        ``timeout_seconds``: how long a file that is to come is waited for. ``accel_prefix``: where
+        nginx, which sends the bodies then, has the static directory.
         """
         self._staging = staging
         self._downloads = downloads
         self._on_demand = on_demand
         self._timeout_seconds = timeout_seconds
+        self._accel_prefix = accel_prefix
 
     def answer(self, method: str, segments: list[str], headers: Mapping[str, str]) -> Reply | Wait:
         """Answer for the path of ``segments``; wait for what is not quite there.
@@ -108,14 +112,21 @@ class StaticFiles:
             return self._index(segments, entries, headers)
         return self._give(wanted, self._or_on_demand(wanted, looked) if inner else None)
 
-    def _staged_file(self, wanted: _Wanted) -> FileAnswer | None:
+    def _staged_file(self, wanted: _Wanted) -> Reply | None:
         """Answer with what the manifest lists, if it does."""
         build = self._staging.build(wanted.build)
         build.touch()
         found = build.resolve(wanted.path) if wanted.path else None
         if found is None:
             return None
-        return _open_file(build.directory / found[0], wanted.path, found[1], wanted.headers)
+        return self._send(wanted, *found)
+
+    def _send(self, wanted: _Wanted, path: str, file: StagedFile) -> Reply:
+        """Send what is at ``path`` below the build, or have it sent."""
+        if self._accel_prefix is not None:
+            return accel_answer(self._accel_prefix, f"{wanted.build}/{path}", wanted.path)
+        directory = self._staging.build(wanted.build).directory
+        return _open_file(directory / path, wanted.path, file, wanted.headers)
 
     def _under_way(self, wanted: _Wanted) -> Look:
         try:
@@ -143,8 +154,7 @@ class StaticFiles:
             served = Served(wanted.path, looked.size, etag=None, modified_at=None)
             return file_answer(looked, served, wanted.headers)
         if isinstance(looked, Published):
-            path = self._staging.build(wanted.build).directory / looked.path
-            return _open_file(path, wanted.path, looked.file, wanted.headers)
+            return self._send(wanted, looked.path, looked.file)
         if isinstance(looked, Unstaged):
             return _describe(looked, wanted)
         if isinstance(looked, Pending):
