@@ -53,6 +53,7 @@ from artifacts.serving.handlers import (
     success_or_error,
 )
 from artifacts.serving.http_server import HttpServer
+from artifacts.serving.nginx_log import NginxLog
 from artifacts.serving.static_files import StaticFiles
 from artifacts.serving.waiting import Wait
 from artifacts.sources.registry import Sources
@@ -347,6 +348,8 @@ class Parts:
             undo.callback(data_lock.release)
             self.staging = Staging(config.static_directory.absolute())
             undo.callback(self.staging.close)
+            if config.nginx_log is not None:
+                undo.callback(NginxLog(config.nginx_log, self._note_use).close)
             timeouts = Timeouts(config.connect_timeout, config.stall_timeout)
             self.sources = Sources(self._allow_list, timeouts, config.max_connections)
             undo.callback(self.sources.close)
@@ -402,6 +405,10 @@ class Parts:
         self._allow_list.check(archive_url)
         self.sources.source_of(archive_url)
         return archive_url
+
+    def _note_use(self, name: BuildName) -> None:
+        """Note that nginx has served files of a build by itself."""
+        self.staging.build(name).touch()
 
     @property
     def port(self) -> int:

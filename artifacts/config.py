@@ -118,6 +118,9 @@ class Config(BaseSettings):
         None,
         description="nginx's internal location of the static directory, if nginx sends the bodies",
     )
+    nginx_log: Path | None = Field(
+        None, description="Unix socket to make, on which nginx says which builds it has served"
+    )
     wait_timeout: Seconds = Field(3600, description="seconds after which a waiting call gives up")
     client_timeout: Seconds = Field(
         300, description="seconds after which a client that takes nothing of its answer is cut"

@@ -21,6 +21,7 @@ _METAVARS = {
     "archive_root": "URL",
     "max_unpacked": "SIZE",
     "accel_redirect": "PREFIX",
+    "nginx_log": "SOCKET",
 }
 
 
