@@ -80,8 +80,6 @@ def nginx(
         autoindex: what a directory answers; off: 403.
         certificate: a file with a certificate and its key, to serve https instead of http.
     """
-    program = _find_program("nginx")
-    directory.mkdir(parents=True)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     listen = f"127.0.0.1:{listener.getsockname()[1]}"
     configuration = _NGINX_CONF.format(
@@ -94,6 +92,18 @@ def nginx(
         else "",
         autoindex="off" if autoindex == "off" else f"on; autoindex_format {autoindex}",
     )
+    with run_nginx(configuration, directory, listener):
+        yield Nginx(f"{'https' if certificate else 'http'}://{listen}", directory)
+
+
+@contextmanager
+def run_nginx(configuration: str, directory: Path, listener: socket.socket) -> Iterator[None]:
+    """Run nginx on a socket that ``configuration`` says it listens on, and close it.
+
+    ``directory`` is made, for nginx.conf and the files that it names without theirs.
+    """
+    program = _find_program("nginx")
+    directory.mkdir(parents=True)
     (directory / "nginx.conf").write_text(configuration)
     # It takes the listening socket over, as a new nginx does from the old one in an upgrade: the
     # port is nobody else's at any time, and whoever connects now is answered once nginx is ready.
@@ -107,7 +117,7 @@ def nginx(
             stderr=output,
         )
     try:
-        yield Nginx(f"{'https' if certificate else 'http'}://{listen}", directory)
+        yield
         if process.poll() is not None:
             logs = [
                 path for path in (directory / "output", directory / "error.log") if path.exists()
