@@ -507,10 +507,14 @@ def busy(server: RunningServer, url: str) -> RunningServer:
 
 @pytest.fixture
 def slow(busy: RunningServer, archive: ArchiveServer, url: str) -> Iterator[socket.socket]:
-    """Who reads the payload, and takes nothing; of its first piece, only 1,000,000 bytes come."""
+    """Who reads the payload, and takes next to nothing of what is there.
+
+    That is all but the first piece, of which only 1,000,000 bytes come.
+    """
     fault = Fault(stall_after=1_000_000, cut_after=1_000_000)
     archive.misbehave(f"/{NAME}/{PAYLOAD}", fault, times=1)
     stage(busy, url)
+    assert len(get(busy, Range=f"bytes={PIECE}-{SIZE - WITHHELD - 1}").content) > 15_000_000
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", int(busy.url.rpartition(":")[2])))
