@@ -105,7 +105,7 @@ _COMPRESSIONS = (
         open_zstd,
     ),
 )
-_MAGIC_BYTES = max(len(magic) for compression in _COMPRESSIONS for magic in compression.magics)
+MAGIC_BYTES = max(len(magic) for compression in _COMPRESSIONS for magic in compression.magics)
 # What decompressors raise on bad data; bz2's is OSError.
 DECOMPRESSION_ERRORS = (
     zlib.error,
@@ -128,8 +128,8 @@ def decompressed(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.RawIOB
         reader: blocking, read from where it stands, and not closed. What it reads is waited for
             in the end.
     """
-    head, whole = peek(reader, _MAGIC_BYTES)
-    compression = next((c for c in _COMPRESSIONS if head.startswith(c.magics)), None)
+    head, whole = peek(reader, MAGIC_BYTES)
+    compression = _compression_of(head)
     if compression is None:
         yield whole
     elif command := program_for(compression.name):
@@ -138,6 +138,15 @@ def decompressed(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.RawIOB
     else:
         with ReadAhead(_Decompressed(whole, compression)) as ahead:
             yield ahead
+
+
+def is_compressed(head: bytes) -> bool:
+    """Whether a stream that begins with ``head``, MAGIC_BYTES long, is compressed."""
+    return _compression_of(head) is not None
+
+
+def _compression_of(head: bytes) -> _Compression | None:
+    return next((c for c in _COMPRESSIONS if head.startswith(c.magics)), None)
 
 
 def peek(reader: io.RawIOBase | io.BufferedIOBase, count: int) -> tuple[bytes, io.RawIOBase]:
@@ -212,7 +221,7 @@ class _Decompressed(io.RawIOBase):
     def _open_next_member(self, unused: bytes) -> None:
         # Zeros may pad the members; what else is not another member is ignored, as gzip(1) does.
         self._input = unused.lstrip(b"\0")
-        while len(self._input) < _MAGIC_BYTES and (more := self._read_input()):
+        while len(self._input) < MAGIC_BYTES and (more := self._read_input()):
             self._input = (self._input + more).lstrip(b"\0")
         has_more = self._input.startswith(self._compression.magics)
         self._decompressor = self._compression.open() if has_more else None

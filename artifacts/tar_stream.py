@@ -1,4 +1,4 @@
-"""Reading a tar archive forward only, with strict headers.
+"""Reading a tar archive forward, with strict headers.
 
 tarfile parses the headers, and nothing else: it gets at them through TarStream, which bounds what
 those of one member may take, and says where the archive ends early. A bad header is an error here,
@@ -8,6 +8,7 @@ and not the archive's end, as tarfile would have it.
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -70,19 +71,26 @@ class TarMember(tarfile.TarInfo):
 
 
 class TarStream:
-    """An uncompressed archive: tarfile gets its headers by ``read``, we the rest by ``take``."""
+    """An uncompressed archive: tarfile gets its headers by ``read``, we the rest by ``take``.
 
-    def __init__(self, plain: io.RawIOBase) -> None:
+    What is skipped is not read where ``plain`` can seek.
+    """
+
+    def __init__(self, plain: io.RawIOBase, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
+        """``plain`` is read from where it stands, which is where positions count from."""
         self.failure: Exception | None = None  # of reading, not of parsing what was read
         self.position = 0
         self.nested_headers = 0  # tarfile reads those of one member one inside the other
-        self._buffered = io.BufferedReader(plain, READ_AHEAD_BYTES)
+        self._end = _bytes_left(plain) if plain.seekable() else None
+        self._buffered = io.BufferedReader(plain, read_ahead_bytes)
         self._global_header_bytes = 0
         self._header_bytes = 0
         self._given_back = b""
 
     def members(self) -> Iterator[TarMember]:
         """Yield the members in order; what is not taken of one's bytes is skipped.
+
+        A member's ``offset`` is where its headers begin, ``offset_data`` where its bytes do.
 
         Raises:
             ArchiveError: it is not a tar archive, ends early, or has a bad header.
@@ -134,8 +142,14 @@ class TarStream:
 
     def seek(self, position: int) -> None:
         """Skip forward to ``position``."""
-        for _ in self.take_exactly(position - self.position):
-            pass
+        if self._end is None or self._given_back:
+            for _ in self.take_exactly(position - self.position):
+                pass
+        elif position > self._end:
+            raise ArchiveError(f"the archive ends early, after byte {self._end:,}")
+        elif position > self.position:
+            self._buffered.seek(position - self.position, os.SEEK_CUR)
+            self.position = position
 
     def read(self, size: int) -> bytes:
         start = self.position
@@ -161,6 +175,13 @@ class TarStream:
 
     def _ends_early(self) -> ArchiveError:
         return ArchiveError(f"the archive ends early, after byte {self.position:,}")
+
+
+def _bytes_left(plain: io.RawIOBase) -> int:
+    position = plain.tell()
+    end = plain.seek(0, os.SEEK_END)
+    plain.seek(position)
+    return end - position
 
 
 def _check_pax_records(data: bytes, start: int) -> None:

@@ -185,6 +185,23 @@ def path_of(name: str) -> str:
     return ("/" if name.startswith("/") else "") + "/".join(_segments(name))
 
 
+def problem_of_name(path: str, name: str) -> str | None:
+    """Say why nothing may be written at ``path``, made of a member's ``name``; None if it may."""
+    if path == "":
+        return "has no name"
+    if path.startswith("/"):
+        return "has an absolute name"
+    if ".." in path.split("/"):
+        return "has '..' in its name"
+    if _CONTROL_OR_NOT_UTF8.search(name):
+        return "has control characters, or bytes that are not UTF-8, in its name"
+    if path.count("/") >= MAX_PATH_SEGMENTS:
+        return f"has a name of over {MAX_PATH_SEGMENTS} segments"
+    if len(path) > MAX_PATH_CHARACTERS:
+        return f"has a name of over {MAX_PATH_CHARACTERS:,} characters"
+    return None
+
+
 def _segments(path: str) -> list[str]:
     return [segment for segment in path.split("/") if segment not in ("", ".")]
 
@@ -205,21 +222,8 @@ def _nanoseconds(modified_at: float) -> int:
 
 
 def _check_name(path: str, header: Header) -> None:
-    if path == "":
-        problem = "has no name"
-    elif path.startswith("/"):
-        problem = "has an absolute name"
-    elif ".." in path.split("/"):
-        problem = "has '..' in its name"
-    elif _CONTROL_OR_NOT_UTF8.search(header.name):
-        problem = "has control characters, or bytes that are not UTF-8, in its name"
-    elif path.count("/") >= MAX_PATH_SEGMENTS:
-        problem = f"has a name of over {MAX_PATH_SEGMENTS} segments"
-    elif len(path) > MAX_PATH_CHARACTERS:
-        problem = f"has a name of over {MAX_PATH_CHARACTERS:,} characters"
-    else:
-        return
-    raise ArchiveError(f"{header} {problem}")
+    if problem := problem_of_name(path, header.name):
+        raise ArchiveError(f"{header} {problem}")
 
 
 def _check_symbolic_link(path: str, header: Header, target: str) -> None:

@@ -27,18 +27,16 @@ def unpack_tar(
     with decompressed(reader) as plain:
         stream = TarStream(plain)
         for member in stream.members():
-            _count(member, usage)
+            count_member(member, usage)
             path = path_of(member.name)
             is_the_root = path == "" and member.name != "" and member.isdir()
             if not is_the_root and wanted(path):
                 _add(tree, path, member, stream)
-        # A record's padding is free; more of it, or what else follows, counts too.
-        stream.take(BLOCK_BYTES)
-        while rest := stream.take(BLOCK_BYTES):
-            usage.add_bytes(len(rest))
+        count_rest(stream, usage)
 
 
-def _count(member: TarMember, usage: UnpackUsage) -> None:
+def count_member(member: TarMember, usage: UnpackUsage) -> None:
+    """Add a member to ``usage``; raises ArchiveError over its limits."""
     usage.add_members(1)
     # A sparse file may be the larger of the two in the archive or on disk.
     size = member.size if member.isreg() else 0
@@ -46,12 +44,20 @@ def _count(member: TarMember, usage: UnpackUsage) -> None:
     usage.add_bytes(member.header_bytes - FREE_HEADER_BYTES)
 
 
+def count_rest(stream: TarStream, usage: UnpackUsage) -> None:
+    """Read what is behind the last member, to the end, and add it to ``usage``."""
+    # A record's padding is free; more of it, or what else follows, counts too.
+    stream.take(BLOCK_BYTES)
+    while rest := stream.take(BLOCK_BYTES):
+        usage.add_bytes(len(rest))
+
+
 def _add(tree: TreeWriter, path: str, member: TarMember, stream: TarStream) -> None:
     header = Header(member.name, member.mode, member.mtime)
     if member.isdir():
         tree.add_directory(path, header)
     elif member.isreg():
-        tree.add_file(path, header, member.size, _extents(member), stream.take_exactly)
+        tree.add_file(path, header, member.size, extents_of(member), stream.take_exactly)
     elif member.issym():
         tree.add_symbolic_link(path, header, member.linkname)
     elif member.islnk():
@@ -60,8 +66,12 @@ def _add(tree: TreeWriter, path: str, member: TarMember, stream: TarStream) -> N
         raise ArchiveError(f"{member} is a device, a FIFO or another special file")
 
 
-def _extents(member: TarMember) -> list[tuple[int, int]]:
-    """Return where the stored bytes go in the file: (offset, length) in order, holes between."""
+def extents_of(member: TarMember) -> list[tuple[int, int]]:
+    """Return where the stored bytes go in the file: (offset, length) in order, holes between.
+
+    Raises:
+        ArchiveError: what the headers say of it is contradictory.
+    """
     sparse = cast(list[tuple[int, int]] | None, member.sparse)
     extents = [(0, member.size)] if sparse is None else [e for e in sparse if e[1] != 0]
     end = 0

@@ -47,7 +47,7 @@ def unpack_zip(
     Members are unpacked in the order in which they are in the archive. Nothing is read of those
     that are not wanted.
     """
-    with _buffered(reader) as buffered:
+    with buffered_reader(reader) as buffered:
         seen = set()
         for entry in ZipDirectory.read(buffered, usage):
             path = path_of(entry.name)
@@ -61,7 +61,8 @@ def unpack_zip(
 
 
 @contextmanager
-def _buffered(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.BufferedIOBase]:
+def buffered_reader(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.BufferedIOBase]:
+    """Lend ``reader`` with a buffer; it is not closed."""
     if isinstance(reader, io.BufferedIOBase):
         yield reader
     else:
@@ -73,33 +74,48 @@ def _buffered(reader: io.RawIOBase | io.BufferedIOBase) -> Iterator[io.BufferedI
 
 
 def _add(tree: TreeWriter, path: str, entry: ZipEntry, reader: io.BufferedIOBase) -> None:
-    if "\\" in entry.name:
-        # Some programs take it for a separator.
+    if has_backslash(entry):
         raise ArchiveError(f"{entry} has a backslash in its name")
-    if entry.flags & _ENCRYPTED:
-        raise ArchiveError(f"{entry} is encrypted")
+    _check_not_encrypted(entry)
     header = Header(entry.name, stat.S_IMODE(entry.unix_mode), entry.modified_at)
-    kind = stat.S_IFMT(entry.unix_mode)
-    if entry.name.endswith("/") or kind == stat.S_IFDIR:
+    kind = kind_of(entry)
+    if kind == stat.S_IFDIR:
         if entry.size:
             raise ArchiveError(f"{entry} is a directory, but has bytes like a file")
         tree.add_directory(path, header)
-    elif kind in (0, stat.S_IFREG):
+    elif kind == stat.S_IFREG:
         extents = [(0, entry.size)]
-        tree.add_file(path, header, entry.size, extents, lambda _: _content(reader, entry))
+        tree.add_file(path, header, entry.size, extents, lambda _: content_of(reader, entry))
     elif kind == stat.S_IFLNK:
-        if entry.size > _MAX_LINK_BYTES:
-            raise ArchiveError(f"{entry} is a link of over {_MAX_LINK_BYTES:,} bytes")
-        target = b"".join(_content(reader, entry))
-        tree.add_symbolic_link(path, header, target.decode("utf-8", "surrogateescape"))
+        tree.add_symbolic_link(path, header, link_target(reader, entry))
     else:
         raise ArchiveError(f"{entry} is a device, a FIFO or another special file")
 
 
-def _content(reader: io.BufferedIOBase, entry: ZipEntry) -> Iterator[bytes]:
+def has_backslash(entry: ZipEntry) -> bool:
+    """Whether its name has what some programs take for a separator."""
+    return "\\" in entry.name
+
+
+def kind_of(entry: ZipEntry) -> int:
+    """Return what a member is, as ``stat.S_IFMT`` has it; what does not say is a regular file."""
+    if entry.name.endswith("/"):
+        return stat.S_IFDIR
+    return stat.S_IFMT(entry.unix_mode) or stat.S_IFREG
+
+
+def link_target(reader: io.BufferedIOBase, entry: ZipEntry) -> str:
+    """Return where a symbolic link leads, which is not checked; raise ArchiveError as below."""
+    if entry.size > _MAX_LINK_BYTES:
+        raise ArchiveError(f"{entry} is a link of over {_MAX_LINK_BYTES:,} bytes")
+    return b"".join(content_of(reader, entry)).decode("utf-8", "surrogateescape")
+
+
+def content_of(reader: io.BufferedIOBase, entry: ZipEntry) -> Iterator[bytes]:
     """Yield the bytes of a member in blocks; raise ArchiveError unless they are those declared."""
+    _check_not_encrypted(entry)
     blocks = _stored(reader, entry)
-    if entry.method != _STORED:
+    if not is_stored(entry):
         blocks = _decompressed(blocks, entry)
     size = crc32 = 0
     for block in blocks:
@@ -114,14 +130,29 @@ def _content(reader: io.BufferedIOBase, entry: ZipEntry) -> Iterator[bytes]:
         raise _damaged(entry, f"its CRC-32 is {crc32:08x} instead of {entry.crc32:08x}")
 
 
-def _stored(reader: io.BufferedIOBase, entry: ZipEntry) -> Iterator[bytes]:
+def is_stored(entry: ZipEntry) -> bool:
+    """Whether its bytes stand in the archive as they are."""
+    return entry.method == _STORED and not entry.flags & _ENCRYPTED
+
+
+def _check_not_encrypted(entry: ZipEntry) -> None:
+    if entry.flags & _ENCRYPTED:
+        raise ArchiveError(f"{entry} is encrypted")
+
+
+def stored_start(reader: io.BufferedIOBase, entry: ZipEntry) -> int:
+    """Return where a member's bytes begin in the archive; raise ArchiveError for a bad header."""
     header = read_at(reader, entry.offset, LOCAL_HEADER_BYTES)
     # The rest of it may be wrong, or not be known yet when it was written: the directory counts.
     names_bytes = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     start = entry.offset + LOCAL_HEADER_BYTES + names_bytes
     if not header.startswith(ZIP_MAGICS[0]) or start + entry.stored_bytes > entry.stop:
         raise _damaged(entry, "it is not where the directory says")
-    reader.seek(start)
+    return start
+
+
+def _stored(reader: io.BufferedIOBase, entry: ZipEntry) -> Iterator[bytes]:
+    reader.seek(stored_start(reader, entry))
     left = entry.stored_bytes
     while left > 0:
         block = reader.read(min(left, BLOCK_BYTES))
