@@ -36,6 +36,7 @@ from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
 from artifacts.locate import locate
+from artifacts.members import Members
 from artifacts.on_demand import OnDemand
 from artifacts.process import announced, raise_open_files_limit, set_up_logging, signalled_end
 from artifacts.retries import RetryLimits
@@ -53,6 +54,7 @@ from artifacts.serving.handlers import (
     success_or_error,
 )
 from artifacts.serving.http_server import HttpServer
+from artifacts.serving.members_api import ExtractApi, MembersApi
 from artifacts.serving.nginx_log import NginxLog
 from artifacts.serving.static_files import StaticFiles
 from artifacts.serving.waiting import Wait
@@ -71,6 +73,8 @@ _log = logging.getLogger("devserver")
 # Threads that plan, unpack and publish. They mostly wait for bytes.
 _STAGING_THREADS = 128
 _WRITEBACK_THREADS = 4
+# Threads that look for members of archives and extract them, which takes a processor each.
+_MEMBER_THREADS = 8
 # Threads that look whether files have been uploaded.
 _UPLOAD_WATCH_THREADS = 128
 _UPLOAD_WATCH_THREADS_FOR_ONE_ARCHIVE = 16
@@ -93,6 +97,8 @@ class Lab:
             parts.config.wait_timeout,
             parts.config.accel_redirect,
         )
+        self.extract = ExtractApi(parts.members, parts.config.wait_timeout)
+        self.members = MembersApi(parts.members, parts.config.wait_timeout)
         self.api = Namespace(
             v1=Namespace(
                 builds=BuildsApi(
@@ -383,6 +389,10 @@ class Parts:
                 archive_root = ArchiveUrl.parse_prefix(config.archive_root)
                 self.on_demand = OnDemand(archive_root, equipment, self.downloads)
                 undo.callback(self.on_demand.close)
+            extracting = Workers("member", _MEMBER_THREADS)
+            undo.callback(lambda: extracting.close(timeout_seconds=5))
+            self.members = Members(self.staging, extracting, equipment.unpack_limits, timers)
+            undo.callback(self.members.close)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()

@@ -1,13 +1,19 @@
-"""Futures that tell the end of something, without a value."""
+"""Futures that tell the end of something, and what happens in steps between such ends."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from artifacts.errors import DevserverError
+
+_Result = TypeVar("_Result")
+
+# What goes on without a thread to wait in: it yields futures, is sent their results, or thrown what
+# they fail with, and returns its own result. Its steps must not block.
+Steps = Generator[Future[Any], Any, _Result]
 
 
 def resolve(future: Future[None], error: BaseException | None) -> None:

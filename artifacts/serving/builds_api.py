@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import cherrypy
 
 from artifacts.archive_url import ArchiveUrl, BuildName, check_relative_path
 from artifacts.build import Build
-from artifacts.errors import BadRequest, BuildNotFound, Busy, DevserverError, NotFound
+from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.manifest import Item, ItemRecord, ItemState, StagedFile
 from artifacts.serving.answer import Answer, json_answer, json_error
 from artifacts.serving.handlers import (
@@ -29,6 +28,7 @@ from artifacts.serving.handlers import (
     refuse_cross_site,
 )
 from artifacts.serving.waiting import Wait
+from artifacts.shared_calls import SharedCalls
 from artifacts.staging import Staging
 from artifacts.workers import Workers
 
@@ -177,8 +177,7 @@ class FileInfo:
         self._staging = staging
         self._threads = threads
         self._timeout_seconds = timeout_seconds
-        self._lock = threading.Lock()  # guards what is under way
-        self._under_way: dict[tuple[BuildName, str], Future[str]] = {}
+        self._computing: SharedCalls[tuple[BuildName, str], str] = SharedCalls()
 
     @json_call
     def default(self, *segments: str) -> Handled:
@@ -195,33 +194,10 @@ class FileInfo:
         path, file = found
         if (digest := build.sha256_of(path)) is not None:
             return json_answer({"size": file.size, "sha256": digest})
-        future = self._computing(build, path)
+        future = self._computing.join(
+            (build.name, path), lambda: _compute_sha256(build, path), self._threads, urgent=False
+        )
         return Wait(future, self._timeout_seconds, lambda done: _file_info(file, done))
-
-    def _computing(self, build: Build, path: str) -> Future[str]:
-        """Return the future of the one computation of a file's SHA-256."""
-        key = (build.name, path)
-        with self._lock:
-            if (future := self._under_way.get(key)) is not None:
-                return future
-            future = self._under_way[key] = Future()
-
-        def compute() -> None:
-            try:
-                future.set_result(_compute_sha256(build, path))
-            except Exception as error:
-                future.set_exception(error)
-            finally:
-                with self._lock:
-                    del self._under_way[key]
-
-        try:
-            self._threads.submit(compute, urgent=False)
-        except Busy as error:
-            with self._lock:
-                del self._under_way[key]
-            future.set_exception(error)
-        return future
 
 
 def _file_info(file: StagedFile, done: Future[str]) -> Answer:
