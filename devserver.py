@@ -18,6 +18,7 @@ from typing import Any
 import cherrypy
 import click
 
+from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.build import Build
 from artifacts.catalog import Catalog
@@ -33,12 +34,14 @@ from artifacts.control_files import list_control_files, read_control_file, read_
 from artifacts.disk import DirectoryLock
 from artifacts.equipment import Equipment
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
+from artifacts.extractions import Extractions
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
 from artifacts.locate import locate
 from artifacts.members import Members
 from artifacts.on_demand import OnDemand
 from artifacts.process import announced, raise_open_files_limit, set_up_logging, signalled_end
+from artifacts.remote_archive import RemoteArchives
 from artifacts.retries import RetryLimits
 from artifacts.serving.answer import Answer, json_answer, text_error
 from artifacts.serving.application import mount
@@ -389,13 +392,31 @@ class Parts:
                 archive_root = ArchiveUrl.parse_prefix(config.archive_root)
                 self.on_demand = OnDemand(archive_root, equipment, self.downloads)
                 undo.callback(self.on_demand.close)
-            extracting = Workers("member", _MEMBER_THREADS)
-            undo.callback(lambda: extracting.close(timeout_seconds=5))
-            self.members = Members(self.staging, extracting, equipment.unpack_limits, timers)
-            undo.callback(self.members.close)
+            self.members = self._make_members(equipment, undo)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()
+
+    def _make_members(self, equipment: Equipment, undo: contextlib.ExitStack) -> Members:
+        workers = Workers("member", _MEMBER_THREADS)
+        undo.callback(lambda: workers.close(timeout_seconds=5))
+        stopped = threading.Event()
+        undo.callback(stopped.set)
+        remotes = RemoteArchives(
+            self.sources, self.connections, equipment.fetch_limits.retries, stopped
+        )
+        archive_files = ArchiveFiles(
+            self.staging,
+            self.downloads,
+            remotes,
+            self.parse_archive_url,
+            workers,
+            has_archive_root=self.config.archive_root is not None,
+        )
+        temporary = self.staging.temporary_directory
+        extractions = Extractions(temporary, self.staging.space, equipment.timers)
+        undo.callback(extractions.close)
+        return Members(archive_files, extractions, workers, equipment.unpack_limits)
 
     def parse_archive_url(self, text: str) -> ArchiveUrl:
         """Parse an archive URL, or TARGET/BUILD of the archive root, and check that it is allowed.

@@ -100,7 +100,7 @@ class Extraction:
             self._position = stop
             due = self._due_watches()
         _call_all(due)
-        if stop >= BEGUN_BYTES:
+        if BEGUN_BYTES <= stop < self.size:
             self._begin(None)
 
     def finish(self) -> None:

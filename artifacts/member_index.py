@@ -68,6 +68,13 @@ class Member:
     link: str | None = None
     entry: ZipEntry | None = None
 
+    @property
+    def stretch(self) -> tuple[int, int] | None:
+        """Where in the archive it begins and ends; None where that is not known beforehand."""
+        if self.entry is not None:
+            return self.entry.offset, self.entry.stop
+        return (self.start, self.start + self.size) if self.kind is Kind.FILE else None
+
 
 @dataclass
 class MemberIndex:
@@ -150,7 +157,7 @@ def form_of(reader: io.RawIOBase) -> Form:
     return Form.COMPRESSED_TAR if is_compressed(head) else Form.TAR
 
 
-def read_index(reader: io.RawIOBase, limits: UnpackLimits) -> MemberIndex:
+def read_index(reader: io.RawIOBase, form: Form, limits: UnpackLimits) -> MemberIndex:
     """Read the headers of the archive that is all of ``reader``, which can seek; as `unpack`.
 
     Of a tar archive that is not compressed, and of a zip archive, only headers are read.
@@ -159,8 +166,7 @@ def read_index(reader: io.RawIOBase, limits: UnpackLimits) -> MemberIndex:
         ArchiveError: it is no archive, ends early, is damaged, or exceeds a limit.
         OSError: reading fails. What else ``reader`` raises comes through unchanged, too.
     """
-    form, usage = form_of(reader), UnpackUsage(limits)
-    index = MemberIndex(form)
+    usage, index = UnpackUsage(limits), MemberIndex(form)
     if form is Form.ZIP:
         with buffered_reader(reader) as buffered:
             _add_entries(index, ZipDirectory.read(buffered, usage))

@@ -6,33 +6,33 @@ Where the bytes come from, and what is read at most once for all who ask:
 - of a member that stands in a staged file as it is, nothing: that part of the file is sent;
 - any other member, into a temporary file that is sent while it grows, an `Extraction`.
 
+What is not staged is read where the build lives, by ranges, as long as that is cheaper than staging
+the archive file (`RemoteReads` counts), and where it can be: not in a compressed tar archive.
+Otherwise it is staged first.
+
 All of it happens in steps (see `futures.Steps`), so that nobody's thread waits for it.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from artifacts.archive_url import BuildName
-from artifacts.build import Build
+from artifacts.archive_files import Archive, ArchiveFiles, Wanted
 from artifacts.errors import ArchiveError, ArchiveFileChanged, NotFound
 from artifacts.extraction import Extraction, ExtractionGone, ExtractionReader
 from artifacts.extractions import Extractions
 from artifacts.futures import Steps
 from artifacts.member_bytes import blocks_of, read_link
-from artifacts.member_index import Form, Kind, Member, MemberIndex, read_index
+from artifacts.member_index import Form, Kind, Member, MemberIndex, form_of, read_index
 from artifacts.member_indexes import MemberIndexes
+from artifacts.remote_file import StagingIsCheaper
 from artifacts.shared_calls import SharedCalls
-from artifacts.staged_archive import StagedArchive
-from artifacts.staging import Staging
-from artifacts.timers import Timers
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 
@@ -59,62 +59,36 @@ class FoundMember:
     offset: int
 
 
-class Archive(Protocol):
-    """An archive file that can be read, wherever it is."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def key(self) -> Hashable:
-        """Tells it from all other files, and from what takes its place."""
-
-    @property
-    def version(self) -> str:
-        """The same for the same bytes."""
-
-    @property
-    def workers(self) -> Workers:
-        """The threads that may read it."""
-
-    def open(self) -> io.RawIOBase:
-        """Return a reader of it, which can seek; raises ArchiveFileChanged where it is another."""
-
-    def place_of(self, form: Form, member: Member) -> int | None:
-        """Return where in the file of ``open`` a member can be sent from; None if it cannot."""
-
-
 class Members:
     """The members of the archive files of all builds."""
 
     def __init__(
-        self, staging: Staging, workers: Workers, limits: UnpackLimits, timers: Timers
+        self,
+        archive_files: ArchiveFiles,
+        extractions: Extractions,
+        workers: Workers,
+        limits: UnpackLimits,
     ) -> None:
-        """``workers`` are the threads that read what is staged."""
-        self._staging = staging
+        """``workers`` are the threads that put lists together."""
+        self._archive_files = archive_files
+        self._extractions = extractions
         self._workers = workers
         self._limits = limits
         self._indexes = MemberIndexes()
         self._links: SharedCalls[Hashable, str] = SharedCalls()
         self._lists: SharedCalls[Hashable, str] = SharedCalls()
-        self._extractions = Extractions(staging.temporary_directory, staging.space, timers)
 
-    def list(self, name: BuildName, archive_name: str) -> Steps[str]:
-        """Return the paths of the files and links in an archive file of a build, one a line.
+    def list(self, wanted: Wanted) -> Steps[str]:
+        """Return the paths of the files and links in an archive file, one a line.
 
         Raises:
-            NotFound: there is no such build or archive file.
             ArchiveError: it is no archive, is damaged, or exceeds a limit.
+            DevserverError: it is not to be had; as `ArchiveFiles.find`.
         """
-        return (yield from _anew_where_changed(lambda: self._list(name, archive_name)))
+        return (yield from _anew_where_changed(lambda: self._list(wanted)))
 
     def extract(
-        self,
-        name: BuildName,
-        archive_name: str,
-        path: str,
-        wants_bytes: Callable[[FoundMember], bool],
+        self, wanted: Wanted, path: str, wants_bytes: Callable[[FoundMember], bool]
     ) -> Steps[ExtractionReader | int | None]:
         """Find one member, tell ``wants_bytes`` of it, and open it if that says so.
 
@@ -123,35 +97,27 @@ class Members:
         times: the last one counts.
 
         Raises:
-            NotFound: there is no such build, archive file or member, or it is not a file.
+            NotFound: there is no such member, or it is not a file.
             ArchiveError: the archive is no archive, is damaged, exceeds a limit, or has the member
                 in a way that cannot be read.
             InsufficientStorage: there is no room to extract it.
+            DevserverError: the archive is not to be had; as `ArchiveFiles.find`.
         """
-        look = partial(self._extract, name, archive_name, path, wants_bytes)
-        return (yield from _anew_where_changed(look))
-
-    def close(self) -> None:
-        """Cut what is being extracted."""
-        self._extractions.close()
+        return (yield from _anew_where_changed(lambda: self._extract(wanted, path, wants_bytes)))
 
     # --- inside
 
-    def _list(self, name: BuildName, archive_name: str) -> Steps[str]:
-        archive = self._archive(name, archive_name)
+    def _list(self, wanted: Wanted) -> Steps[str]:
+        archive = yield from self._archive_files.find(wanted)
         index = yield from self._index(archive)
         listed = self._lists.join(archive.key, lambda: "\n".join(index.paths()), self._workers)
         paths: str = yield listed
         return paths
 
     def _extract(
-        self,
-        name: BuildName,
-        archive_name: str,
-        path: str,
-        wants_bytes: Callable[[FoundMember], bool],
+        self, wanted: Wanted, path: str, wants_bytes: Callable[[FoundMember], bool]
     ) -> Steps[ExtractionReader | int | None]:
-        archive = self._archive(name, archive_name)
+        archive = yield from self._archive_files.find(wanted)
         index = yield from self._index(archive)
         member = yield from self._find(archive, index, path)
         place = archive.place_of(index.form, member)
@@ -171,24 +137,6 @@ class Members:
         )
         yield extraction.begun
         return extraction.open()
-
-    def _archive(self, name: BuildName, archive_name: str) -> Archive:
-        build = self._staging.known_build(name)
-        staged = self._staged(build, archive_name)
-        if staged is None:
-            raise NotFound(f"{name} has no file {archive_name!r:.200} staged")
-        build.touch()
-        return staged
-
-    def _staged(self, build: Build, archive_name: str) -> StagedArchive | None:
-        """Return the archive file if it is published, by its published name or the archive's."""
-        found = build.resolve(archive_name)
-        if found is None and (whole := build.file_from(archive_name)) is not None:
-            found = build.resolve(whole[0])
-        if found is None:
-            return None
-        path, staged = found
-        return StagedArchive.look_at(archive_name, build.directory / path, staged, self._workers)
 
     def _index(self, archive: Archive) -> Steps[MemberIndex]:
         read = partial(_read_index, archive, self._limits)
@@ -214,23 +162,26 @@ def _anew_where_changed(look: Callable[[], Steps[_Result]]) -> Steps[_Result]:
     for _ in range(_MAX_LOOKS - 1):
         try:
             return (yield from look())
-        except (ArchiveFileChanged, ExtractionGone):
+        except (ArchiveFileChanged, ExtractionGone, StagingIsCheaper):
             continue
     return (yield from look())
 
 
 def _read_index(archive: Archive, limits: UnpackLimits) -> MemberIndex:
     with _naming(archive), archive.open() as reader:
-        return read_index(reader, limits)
+        form = form_of(reader)
+        archive.check_form(form)
+        return read_index(reader, form, limits)
 
 
 def _read_link(archive: Archive, member: Member) -> str:
-    with _naming(archive), archive.open() as reader:
+    with _naming(archive), archive.open(member.stretch) as reader:
         return read_link(reader, member)
 
 
 def _fill(archive: Archive, form: Form, member: Member, extraction: Extraction) -> None:
-    with _naming(archive), archive.open() as reader:
+    stretch = member.stretch if form is not Form.COMPRESSED_TAR else None
+    with _naming(archive), archive.open(stretch) as reader:
         for offset, block in blocks_of(reader, form, member):
             extraction.write(offset, block)
 

@@ -44,7 +44,10 @@ class StagedArchive:
             version = f"{modified_ns:x}" if checksum is None else f"{checksum:08x}"
             return cls(name, _key(file.fileno()), version, workers, path)
 
-    def open(self) -> io.FileIO:
+    def check_form(self, form: Form) -> None:
+        """Every form can be read."""
+
+    def open(self, stretch: tuple[int, int] | None = None) -> io.FileIO:
         """Return a reader of it.
 
         Raises:

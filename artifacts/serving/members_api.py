@@ -8,19 +8,20 @@ from typing import Any
 
 import cherrypy
 
+from artifacts.archive_files import Wanted
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.errors import DevserverError, NotFound
 from artifacts.futures import Steps
 from artifacts.members import FoundMember, Members
 from artifacts.serving.answer import text_answer, text_error
 from artifacts.serving.file_answer import FileAnswer, Served, WholeFile, file_answer
-from artifacts.serving.handlers import Arguments, Handled, check_method, give
+from artifacts.serving.handlers import Arguments, Handled, check_method, give, is_cross_site
 from artifacts.serving.steps import answer_in_steps
 from artifacts.serving.waiting import Reply
 from artifacts.tree_writer import path_of
 
 
-def _archive_call(handler: Callable[[Any, BuildName, str, Arguments], Handled]) -> Any:
+def _archive_call(handler: Callable[[Any, Wanted, Arguments], Handled]) -> Any:
     """Expose a method as what is below its name: TARGET/BUILD/ARCHIVE."""
 
     @wraps(handler)
@@ -33,7 +34,8 @@ def _archive_call(handler: Callable[[Any, BuildName, str, Arguments], Handled]) 
             archive_name = check_relative_path("/".join(segments[2:]), "archive")
             if any(segment.startswith(".") for segment in segments):
                 raise NotFound(f"{name} has no file {archive_name!r:.200}")
-            return give(handler(self, name, archive_name, Arguments(given)))
+            may_stage = cherrypy.request.method == "GET" and not is_cross_site()
+            return give(handler(self, Wanted(name, archive_name, may_stage), Arguments(given)))
         except DevserverError as error:
             return give(text_error(error))
 
@@ -48,7 +50,7 @@ class ExtractApi:
         self._timeout_seconds = timeout_seconds
 
     @_archive_call
-    def default(self, name: BuildName, archive_name: str, arguments: Arguments) -> Handled:
+    def default(self, wanted: Wanted, arguments: Arguments) -> Handled:
         """/extract/TARGET/BUILD/ARCHIVE?file=PATH: one member of a tar or zip of the build.
 
         GET and HEAD, with ranges and conditions, and the headers of /static. PATH is one that
@@ -57,16 +59,11 @@ class ExtractApi:
         path = check_relative_path(path_of(arguments.required("file")), "file")
         request = cherrypy.request
         is_head = request.method == "HEAD"
-        steps = self._answer(name, archive_name, path, request.headers, is_head)
+        steps = self._answer(wanted, path, request.headers, is_head)
         return answer_in_steps(steps, self._timeout_seconds)
 
     def _answer(
-        self,
-        name: BuildName,
-        archive_name: str,
-        path: str,
-        headers: Mapping[str, str],
-        is_head: bool,
+        self, wanted: Wanted, path: str, headers: Mapping[str, str], is_head: bool
     ) -> Steps[Reply]:
         answer = FileAnswer(404, {})
 
@@ -76,7 +73,7 @@ class ExtractApi:
             answer = file_answer(_Unopened(), served, headers)
             return answer.file is not None and answer.length > 0 and not is_head
 
-        opened = yield from self._members.extract(name, archive_name, path, wants_bytes)
+        opened = yield from self._members.extract(wanted, path, wants_bytes)
         answer.file = WholeFile(opened) if isinstance(opened, int) else opened
         return answer
 
@@ -89,15 +86,15 @@ class MembersApi:
         self._timeout_seconds = timeout_seconds
 
     @_archive_call
-    def default(self, name: BuildName, archive_name: str, _: Arguments) -> Handled:
+    def default(self, wanted: Wanted, _: Arguments) -> Handled:
         """/members/TARGET/BUILD/ARCHIVE: list what is in a tar or zip of the build.
 
         Answers the paths of files and links, one a line, sorted; directories are not listed.
         """
-        return answer_in_steps(self._answer(name, archive_name), self._timeout_seconds)
+        return answer_in_steps(self._answer(wanted), self._timeout_seconds)
 
-    def _answer(self, name: BuildName, archive_name: str) -> Steps[Reply]:
-        paths = yield from self._members.list(name, archive_name)
+    def _answer(self, wanted: Wanted) -> Steps[Reply]:
+        paths = yield from self._members.list(wanted)
         return text_answer(paths)
 
 
