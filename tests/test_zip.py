@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from unpacking import (
     MIB,
     Edit,
+    SeekableStream,
     Stream,
     edited,
     edits,
@@ -52,29 +53,6 @@ from artifacts.errors import ArchiveError, DevserverError
 from artifacts.tree_writer import UnpackedMember
 
 DATA = os.urandom(3 * MIB) + b"a line that comes again and again\n" * 100_000
-
-
-class SeekableStream(Stream):
-    """A file that comes from a network, readable anywhere; remembers what was read of it."""
-
-    def __init__(self, data: bytes, **more: Any) -> None:
-        super().__init__(data, **more)
-        self.reads: list[range] = []
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._data.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._data.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        start = self.tell()
-        count = super().readinto(buffer)
-        self.reads.append(range(start, start + count))
-        return count
 
 
 def unzip_into(tree: Path, archive: bytes, **more: Any) -> list[UnpackedMember]:

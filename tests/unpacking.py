@@ -61,6 +61,29 @@ class Stream(io.RawIOBase):
         return count
 
 
+class SeekableStream(Stream):
+    """A file that comes from a network, readable anywhere; remembers what was read of it."""
+
+    def __init__(self, data: bytes, **more: Any) -> None:
+        super().__init__(data, **more)
+        self.reads: list[range] = []
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._data.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._data.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        count = super().readinto(buffer)
+        self.reads.append(range(start, start + count))
+        return count
+
+
 def member(name: str, data: bytes = b"", **fields: Any) -> Member:
     info = tarfile.TarInfo(name)
     info.size = len(data)
