@@ -152,7 +152,8 @@ def test_every_call_has_a_page_that_begins_with_its_form(server: RunningServer) 
     for name in (
         *("download", "wait_for_status", "stage", "is_staged", "list_image_dir", "locate_file"),
         *("latestbuild", "controlfiles", "list_suite_controls", "check_health"),
-        *("health", "ready", "doc", "static", "api/v1/builds", "api/fileinfo"),
+        *("health", "ready", "doc", "static", "extract", "members"),
+        *("api/v1/builds", "api/fileinfo"),
     ):
         page = server.call(f"/doc/{name}")
         assert page.startswith(f"/{name}"), name

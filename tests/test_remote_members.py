@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
+import urllib3
 from archive_server import ArchiveServer, Fault
 from conftest import Serve
+from polling import wait_until
+from real_servers import emulated_google_storage, emulated_s3
 from running_server import RunningServer
 from unpacking import MIB, member, symbolic_link, tar_of
 from zip_files import Zipped, link, zip_of
@@ -21,6 +24,7 @@ from zip_files import Zipped, link, zip_of
 TARGET, BUILD = "lamp-release", "R1-2.0.0"
 NAME = f"{TARGET}/{BUILD}"
 TAR, ZIP, TGZ, SMALL = (f"/{NAME}/{file}" for file in ("big.tar", "big.zip", "packed.tgz", "s.tar"))
+LARGE = f"/{NAME}/large.tar"
 CONTENT = os.urandom(MIB)
 OTHER = os.urandom(MIB)
 
@@ -64,6 +68,17 @@ def directory(tmp_path: Path, files: Path) -> Path:
 @pytest.fixture
 def archive(directory: Path) -> Iterator[ArchiveServer]:
     with ArchiveServer(directory) as server:
+        yield server
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[ArchiveServer]:
+    """An archive with one file: 60 MB, a third of which is one member."""
+    file = tmp_path / "large" / LARGE.lstrip("/")
+    file.parent.mkdir(parents=True)
+    members = [member(name, bytes(20 * MIB)) for name in ("before", "large", "behind")]
+    file.write_bytes(tar_of(*members))
+    with ArchiveServer(tmp_path / "large") as server:
         yield server
 
 
@@ -287,15 +302,73 @@ def test_a_file_that_is_replaced_while_a_member_is_read_is_never_mixed(
 def test_a_file_that_keeps_changing_is_told_in_words(
     server: RunningServer, archive: ArchiveServer
 ) -> None:
-    for number in range(100):
-        content = big_zip(bytes([number]) * 100)[: 32 * MIB]
+    # Each time, the second range is one of another file.
+    for number in range(6):
         archive.misbehave(ZIP, Fault(), times=1)
-        archive.misbehave(ZIP, Fault(replace_with=content), times=1)
-        if number == 6:
-            break
+        archive.misbehave(ZIP, Fault(replace_with=big_zip(bytes(100 + number))), times=1)
     answer = extract(server, ZIP)
-    assert answer.status_code in {200, 502}
-    assert answer.status_code == 200 or "changed" in answer.text
+    assert answer.status_code == 502
+    assert "changed while it was fetched" in answer.text
+
+
+def test_a_member_is_served_while_it_grows(serve: Serve, large: ArchiveServer) -> None:
+    server = serving(serve, large, "--stall-timeout", "60")
+    extract(server, LARGE, "large", "HEAD")
+    large.misbehave(LARGE, Fault(stall_after=5 * MIB), times=1)
+    with streamed(server, LARGE) as answer:
+        assert answer.headers["Content-Length"] == str(20 * MIB)
+        assert answer.raw.read(4 * MIB) == bytes(4 * MIB)
+        # What has come is there for others, too, and what has not is not.
+        ranged = extract(server, LARGE, "large", Range="bytes=4000000-4000099")
+        assert (ranged.status_code, ranged.content) == (206, bytes(100))
+        large.behave()
+        assert answer.raw.read() == bytes(16 * MIB)
+    assert large.bytes_sent(LARGE) < 22 * MIB
+
+
+def test_a_member_that_cannot_be_read_to_its_end_is_cut(serve: Serve, large: ArchiveServer) -> None:
+    server = serving(serve, large, "--tries", "2", "--stall-timeout", "60")
+    extract(server, LARGE, "large", "HEAD")
+    large.misbehave(LARGE, Fault(stall_after=5 * MIB), times=1)
+    large.misbehave(LARGE, Fault(status=500))
+    with streamed(server, LARGE) as answer:
+        assert answer.raw.read(4 * MIB) == bytes(4 * MIB)
+        large.down()
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            answer.raw.read()
+    large.up()
+    large.behave()
+    assert extract(server, LARGE, "large").content == bytes(20 * MIB)
+
+
+@pytest.mark.xfail(
+    run=False,
+    reason="the gateway does not close the file of a client that hangs up; its successor has to",
+)
+def test_machines_that_hang_up_half_way_leave_nothing(serve: Serve, large: ArchiveServer) -> None:
+    server = serving(serve, large, "--stall-timeout", "60")
+    extract(server, LARGE, "large", "HEAD")
+    process = psutil.Process(server.process.pid)
+    before = process.num_fds()
+    large.misbehave(LARGE, Fault(stall_after=5 * MIB), times=1)
+    for _ in range(20):
+        with streamed(server, LARGE) as answer:
+            assert len(answer.raw.read(MIB)) == MIB
+    large.behave()
+    assert extract(server, LARGE, "large").content == bytes(20 * MIB)
+    # But for what is kept for the next one: the member, and a connection to the archive.
+    server.session.close()
+    wait_until(lambda: process.num_fds() <= before + 2)
+    assert large.bytes_sent(LARGE) < 22 * MIB
+
+
+@contextmanager
+def streamed(server: RunningServer, path: str) -> Iterator[requests.Response]:
+    """An answer whose body is to be read; its connection ends with it."""
+    url = f"{server.url}/extract{path}?file=large"
+    with requests.get(url, stream=True, timeout=60) as answer:
+        assert answer.status_code == 200
+        yield answer
 
 
 def test_wrong_bytes_are_told_in_words(
@@ -362,10 +435,37 @@ def test_a_member_that_is_larger_than_the_rest_is_staged_with_it(
     server: RunningServer, archive: ArchiveServer, directory: Path
 ) -> None:
     path = f"/{NAME}/one.tar"
-    with tarfile.open(directory / path.lstrip("/"), "w") as tar:
-        for info, data in (member("a", b"a"), member("large", bytes(20 * MIB))):
-            tar.addfile(info, io.BytesIO(data))
+    one = tar_of(member("a", b"a"), member("large", bytes(20 * MIB)))
+    (directory / path.lstrip("/")).write_bytes(one)
     assert extract(server, path, "a").content == b"a"
     assert not is_staged(server, archive, path)
     assert extract(server, path, "large").content == bytes(20 * MIB)
     assert is_staged(server, archive, path)
+
+
+def test_an_archive_in_s3_is_read_by_ranges(serve: Serve, files: Path, tmp_path: Path) -> None:
+    with emulated_s3(tmp_path) as s3:
+        bucket = s3.create_bucket("members")
+        bucket.put(f"{NAME}/big.zip", (files / "big.zip").read_bytes())
+        server = serve("--archive-root", "s3://members")
+        assert extract(server, ZIP).content == CONTENT
+        assert_nothing_is_known(server)
+
+
+def test_an_archive_in_google_storage_is_read_by_ranges(serve: Serve, files: Path) -> None:
+    with emulated_google_storage() as client:
+        bucket = client.create_bucket("members")
+        bucket.blob(f"{NAME}/big.zip").upload_from_filename(str(files / "big.zip"))
+        server = serve("--archive-root", "gs://members")
+        assert extract(server, ZIP).content == CONTENT
+        assert_nothing_is_known(server)
+
+
+def test_a_file_that_is_stored_compressed_is_staged_to_be_read(serve: Serve, files: Path) -> None:
+    with emulated_google_storage() as client:
+        blob = client.create_bucket("members").blob(f"{NAME}/big.zip")
+        blob.content_encoding = "gzip"
+        blob.upload_from_string(gzip.compress((files / "big.zip").read_bytes(), 1))
+        server = serve("--archive-root", "gs://members")
+        assert extract(server, ZIP).content == CONTENT
+        assert server.file(f"{NAME}/big.zip") == (files / "big.zip").read_bytes()
