@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from artifacts.decompress import BLOCK_BYTES, decompressed
 from artifacts.errors import ArchiveError
@@ -13,10 +13,13 @@ from artifacts.unpack_tar import extents_of
 from artifacts.unpack_zip import buffered_reader, content_of, link_target
 
 
-def blocks_of(reader: io.RawIOBase, form: Form, member: Member) -> Iterator[tuple[int, bytes]]:
+def blocks_of(
+    reader: io.RawIOBase, form: Form, member: Member
+) -> Generator[tuple[int, bytes], None, None]:
     """Yield the bytes of a file in blocks, each with its offset in the file, in ascending order.
 
-    What no block has is zeros. ``reader`` is that of the archive whose index has ``member``.
+    What no block has is zeros. Whoever does not take all of them closes the generator. ``reader``
+    is that of the archive whose index has ``member``.
 
     Raises:
         ArchiveError: the archive ends early, is damaged, or the member is encrypted or compressed

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -181,8 +181,12 @@ def _read_link(archive: Archive, member: Member) -> str:
 
 def _fill(archive: Archive, form: Form, member: Member, extraction: Extraction) -> None:
     stretch = member.stretch if form is not Form.COMPRESSED_TAR else None
-    with _naming(archive), archive.open(stretch) as reader:
-        for offset, block in blocks_of(reader, form, member):
+    with (
+        _naming(archive),
+        archive.open(stretch) as reader,
+        closing(blocks_of(reader, form, member)) as blocks,
+    ):
+        for offset, block in blocks:
             extraction.write(offset, block)
 
 

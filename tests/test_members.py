@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import os
@@ -342,12 +343,12 @@ def test_a_sparse_file_comes_with_its_holes(tmp_path: Path) -> None:
             subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             missing_tool("GNU tar")
-        packed = gzip.compress(archive.read_bytes())
-        (build / f"{format}.tgz").write_bytes(packed)
+        for name, compress in (("tgz", gzip.compress), ("tbz", bz2.compress)):
+            (build / f"{format}.{name}").write_bytes(compress(archive.read_bytes()))
     server = serving(tmp_path)
     try:
-        for archive in ("gnu.tar", "gnu.tgz", "posix.tar", "posix.tgz"):
-            assert extract(server, archive, "sparse").content == SPARSE, archive
+        for name in ("gnu.tar", "gnu.tgz", "gnu.tbz", "posix.tar", "posix.tgz", "posix.tbz"):
+            assert extract(server, name, "sparse").content == SPARSE, name
     finally:
         server.stop()
 

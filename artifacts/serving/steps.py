@@ -13,7 +13,7 @@ from artifacts.serving.waiting import Reply, Wait
 
 
 def answer_in_steps(steps: Steps[Reply], timeout_seconds: float) -> Reply | Wait:
-    """Take the first step of an answer; return it, or the wait for the next step.
+    """Take the steps of an answer as far as they go; return it, or the wait for the next step.
 
     All of it may take ``timeout_seconds``. Raises what a step raises.
     """
@@ -23,18 +23,20 @@ def answer_in_steps(steps: Steps[Reply], timeout_seconds: float) -> Reply | Wait
 
 def _take(step: Callable[[], Future[Any]], steps: Steps[Reply], deadline: float) -> Reply | Wait:
     try:
-        future = step()
+        awaited = step()
+        while awaited.done():
+            awaited = _go_on(steps, awaited)
     except StopIteration as end:
         reply: Reply = end.value
         return reply
     left = max(0.0, deadline - time.monotonic())
-    return Wait(future, left, lambda done: _go_on(done, steps, deadline))
+    return Wait(awaited, left, lambda ended: _take(lambda: _go_on(steps, ended), steps, deadline))
 
 
-def _go_on(done: Future[Any], steps: Steps[Reply], deadline: float) -> Reply | Wait:
-    error = done.exception()
-    if error is not None:
-        # Others may be told the same one.
-        mine = error.again() if isinstance(error, DevserverError) else error
-        return _take(lambda: steps.throw(mine), steps, deadline)
-    return _take(lambda: steps.send(done.result()), steps, deadline)
+def _go_on(steps: Steps[Reply], ended: Future[Any]) -> Future[Any]:
+    """Take the step that follows the end of what the last one waited for."""
+    error = ended.exception()
+    if error is None:
+        return steps.send(ended.result())
+    # Others may be told the same one.
+    return steps.throw(error.again() if isinstance(error, DevserverError) else error)
