@@ -67,7 +67,7 @@ class Extraction:
         self._is_whole = False
         self._failure: DevserverError | None = None
         self._readers = 0
-        self._idle_since: float | None = None  # None: nobody has read it, or somebody does
+        self._idle_since: float | None = None  # None: it is not whole, or somebody reads it
         self._numbers = itertools.count()
         self._watches: dict[int, tuple[int, Callable[[], None]]] = {}
 
@@ -104,9 +104,11 @@ class Extraction:
             self._begin(None)
 
     def finish(self) -> None:
-        """Note that all of it is written, and right."""
+        """Note that all of it is written, and right; raises as ``write``."""
         os.ftruncate(self._file.fileno(), self.size)
         with self._lock:
+            if self._failure is not None:
+                raise self._failure.again()
             self._position, self._is_whole = self.size, True
             self._idle_since = None if self._readers else time.monotonic()
             due = self._due_watches()

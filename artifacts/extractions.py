@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from artifacts.errors import Busy, DevserverError, InsufficientStorage, in_words, shutting_down
+from artifacts.errors import (
+    Busy,
+    DevserverError,
+    InsufficientStorage,
+    in_words,
+    shutting_down,
+    storage_error,
+)
 from artifacts.extraction import MAX_KEPT_BYTES, Extraction
 from artifacts.space import Reservation, Space
 from artifacts.timers import Timers
@@ -49,6 +56,7 @@ class Extractions:
 
         Raises:
             InsufficientStorage: there is no room for it.
+            DevserverError: the disk refuses for another reason.
             Busy: the server is shutting down.
         """
         with self._lock:
@@ -57,8 +65,7 @@ class Extractions:
             there = self._extractions.get(key)
             if there is not None and not there.has_failed:
                 return there
-            extraction = Extraction(size, self._directory, self._space.check_room, self._tidy)
-            self._extractions[key] = extraction
+            extraction = self._extractions[key] = self._make(what, size)
         try:
             reservation = self._reserve(what, extraction)
         except DevserverError as error:
@@ -92,6 +99,12 @@ class Extractions:
             extraction.fail(shutting_down())
             if extraction.is_whole:
                 extraction.close()
+
+    def _make(self, what: str, size: int) -> Extraction:
+        try:
+            return Extraction(size, self._directory, self._space.check_room, self._tidy)
+        except OSError as error:
+            raise storage_error(error, what) from error
 
     def _reserve(self, what: str, extraction: Extraction) -> Reservation:
         try:

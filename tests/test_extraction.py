@@ -142,6 +142,7 @@ def test_a_failure_cuts_those_who_read_and_is_told_to_those_who_wait(
         extraction.open,
         lambda: extraction.begun.result(0),
         lambda: extraction.write(0, b""),
+        extraction.finish,
     ):
         with pytest.raises(ArchiveError, match="damaged"):
             call()
