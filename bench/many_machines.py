@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from bench.crowd import Crowd, time_calls
 from bench.measure import Goal, Row, Run, describe_runs, interleave, percentile, runs_to_json
 from bench.objects import BUCKET, Object, make_object
 from bench.place import MIB, Place
-from bench.processes import Devserver, PeakMemory
+from bench.processes import Devserver, PeakMemory, allow_open_files
 from bench.shaped_archive import ShapedArchive, shaped_archive
 from bench.stage import stage
 
@@ -24,7 +23,7 @@ _ARRIVAL_PROBES = 100
 
 def one_build(place: Place) -> Iterator[Row]:
     """1,000 machines ask for one build at once."""
-    _allow_open_files()
+    allow_open_files(4 * _MACHINES)  # each machine of the crowd is one here
     size = (50 if place.quick else 200) * MIB
     latencies: dict[str, list[list[float]]] = {"crowd": [], "one": []}
     with ExitStack() as stack:
@@ -93,7 +92,7 @@ def _download(
 
 def waiters(place: Place) -> Iterator[Row]:
     """1,000 machines wait in /wait_for_status; others ask for /check_health meanwhile."""
-    _allow_open_files()
+    allow_open_files(4 * _MACHINES)  # each machine of the crowd is one here
     probes = 200 if place.quick else 500
     p99s, p50s, p99s_idle, p99s_arriving = [], [], [], []
     over_idle, over_staging, cpu = [], [], []
@@ -177,12 +176,3 @@ def _query(each: Object) -> dict[str, str]:
 
 def _path(call: str, each: Object) -> str:
     return f"{call}?archive_url={quote(_query(each)['archive_url'], safe='')}"
-
-
-def _allow_open_files() -> None:
-    """Each machine of the crowd is an open file here."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * _MACHINES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -7,7 +7,9 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+_Measured = TypeVar("_Measured")
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,18 @@ class Gap:
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[], Run]],
+    subjects: Mapping[str, Callable[[], _Measured]],
     rounds: int,
     *,
     warm_up_rounds: int = 0,
     on_disk: bool = True,
-) -> dict[str, list[Run]]:
+) -> dict[str, list[_Measured]]:
     """Run each subject ``rounds`` times, in turn; before each run, let the disk it is on settle.
 
     Rounds to warm up come before, and do not count. A virtual machine that has not used its memory
     yet, or gave it back, takes seconds to get a GiB of it: whoever comes first would pay for all.
     """
-    runs: dict[str, list[Run]] = {name: [] for name in subjects}
+    runs: dict[str, list[_Measured]] = {name: [] for name in subjects}
     for _ in range(warm_up_rounds + rounds):
         for name, run in subjects.items():
             if on_disk:

@@ -8,15 +8,12 @@ tests reads whole objects for each range.)
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
-
 from bench.objects import BUCKET, Object, listing_of
-from bench.processes import started, wait_until
+from bench.processes import free_port, is_answered, started, wait_until
 from bench.programs import program_path
 
 _CONFIGURATION = """\
@@ -79,9 +76,7 @@ def nginx_archive(directory: Path, objects: Sequence[Object]) -> Iterator[NginxA
     for target in {each.target for each in objects}:
         listing = listing_of(objects, f"{target}/")
         (directory / f"listing-{target}.json").write_bytes(listing)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     configuration = directory / "nginx.conf"
     configuration.write_text(
         _CONFIGURATION.format(
@@ -95,7 +90,7 @@ def nginx_archive(directory: Path, objects: Sequence[Object]) -> Iterator[NginxA
     command = [str(program_path("nginx")), "-p", str(directory), "-c", str(configuration)]
     with started([*command, "-e", str(directory / "nginx-error.log")], directory / "log"):
         archive = NginxArchive(directory, port)
-        wait_until(lambda: _answers(objects[0].media_url(archive.url)))
+        wait_until(lambda: is_answered(objects[0].media_url(archive.url)))
         yield archive
 
 
@@ -108,10 +103,3 @@ def _location_of(each: Object) -> str:
         resource_path=each.resource_path,
         resource=json.dumps(each.resource),
     )
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.head(url, timeout=1).status_code == 200
-    except requests.RequestException:
-        return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -157,6 +159,30 @@ def started(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on, for those who cannot pick one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def is_answered(url: str) -> bool:
+    """Whether a server that is starting answers HEAD of ``url`` by now."""
+    try:
+        return requests.head(url, timeout=1).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def allow_open_files(wanted: int) -> None:
+    """Have so many files open at once, here and in what is started from now on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def wait_for_text(path: Path, process: subprocess.Popen[bytes]) -> str:
