@@ -12,6 +12,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 INSTALLED = .venv/installed
 INSTALLED_TEST = .venv/installed-test
 INSTALLED_LINT = .venv/installed-lint
+INSTALLED_BENCH = .venv/installed-bench
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -32,7 +33,7 @@ lint: $(INSTALLED_LINT)  ## check style, formatting and types
 	@echo "mypy"
 	@$(BIN)/mypy
 
-bench: $(INSTALLED_TEST)  ## measure against the peers (BENCH_ARGS=... chooses what)
+bench: $(INSTALLED_BENCH)  ## measure against the peers (BENCH_ARGS=... chooses what)
 	@.ci/bench_tools
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
@@ -54,6 +55,11 @@ $(INSTALLED_TEST): $(INSTALLED)
 $(INSTALLED_LINT): $(INSTALLED)
 	@echo "Installing ruff and mypy ..."
 	@$(PIP_INSTALL) --editable '.[lint]'
+	@touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	@echo "Installing what the benchmarks measure against ..."
+	@$(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
 # Two installations at once would spoil .venv.

@@ -8,6 +8,7 @@ from bench.footprint import idle, memory
 from bench.many_machines import one_build, waiters
 from bench.measure import Gap, Row
 from bench.place import Place
+from bench.serving import serving
 from bench.staging_speed import far_archive, fast_archive, many_files
 from bench.unpacking import unpacking
 
@@ -18,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "unpacking": unpacking,
     "one-build": one_build,
     "waiters": waiters,
+    "serving": serving,
     "memory": memory,
     "idle": idle,
 }
