@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from bench.footprint import idle, memory
 from bench.many_machines import one_build, waiters
+from bench.many_slow import slow_clients
 from bench.measure import Gap, Row
 from bench.place import Place
 from bench.serving import serving
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "one-build": one_build,
     "waiters": waiters,
     "serving": serving,
+    "slow-clients": slow_clients,
     "memory": memory,
     "idle": idle,
 }

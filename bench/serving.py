@@ -13,8 +13,9 @@ from bench.fast_clients import Fetched, fetch
 from bench.measure import Gap, Goal, Row, interleave
 from bench.nginx_servers import nginx_before, nginx_slices, nginx_static
 from bench.place import GIB, MIB, Place, Unmeasured
+from bench.processes import Devserver
 from bench.programs import need, versioned
-from bench.staged_files import devserver_with_files
+from bench.staged_files import stage_files
 from bench.web_servers import (
     WebServer,
     cherrypy_static,
@@ -69,8 +70,8 @@ def serving(place: Place) -> Iterator[Row | Gap]:
     sizes = dict.fromkeys(_SMALL_FILES, _SMALL_BYTES) | {_LARGE_FILE: large_bytes}
     with ExitStack() as stack:
         room = stack.enter_context(place.room(_NAME))
-        server, build = devserver_with_files(room / "devserver", sizes)
-        stack.enter_context(server)
+        build = stage_files(room / "devserver", sizes)
+        server = stack.enter_context(Devserver(room / "devserver"))
         files = server.static_directory / build
         ours = web_server_of(server, build)
         nginx = stack.enter_context(nginx_static(room / "nginx", files))

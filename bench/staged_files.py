@@ -1,4 +1,4 @@
-"""A build of files for /static, staged by the devserver that is measured."""
+"""A build of files for /static, left on the disk by a devserver that staged it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ _BUILD = "files/R1-1.0.0"
 _BLOCK_BYTES = 1 << 20
 
 
-def devserver_with_files(
-    directory: Path, sizes: Mapping[str, int], *options: str, storage_url: str | None = None
-) -> tuple[Devserver, str]:
-    """Start a devserver, and have it stage a build of random files; return it, and the build.
+def stage_files(directory: Path, sizes: Mapping[str, int]) -> str:
+    """Have a devserver with its directories below ``directory`` stage random files, and end.
 
-    ``sizes``: in bytes, by the files' names.
+    ``sizes``: in bytes, by the files' names. Returned is the build's name.
     """
     origin = directory / "origin"
     build = origin / _BUILD
@@ -27,15 +25,7 @@ def devserver_with_files(
         with (build / name).open("wb") as file:
             for offset in range(0, size, _BLOCK_BYTES):
                 file.write(os.urandom(min(_BLOCK_BYTES, size - offset)))
-    server = Devserver(
-        *(directory, "--allow-archive", f"file://{origin}", "--allow-archive", "gs://"),
-        *options,
-        storage_url=storage_url,
-    )
-    try:
+    with Devserver(directory, "--allow-archive", f"file://{origin}") as server:
         server.call("/stage", archive_url=f"file://{build}", files="*")
-    except BaseException:
-        server.stop()
-        raise
     shutil.rmtree(origin)
-    return server, _BUILD
+    return _BUILD
