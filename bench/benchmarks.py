@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from bench.cold import cold
 from bench.footprint import idle, memory
+from bench.growing import growing
 from bench.many_machines import one_build, waiters
 from bench.many_slow import slow_clients
 from bench.measure import Gap, Row
@@ -22,6 +24,8 @@ BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "waiters": waiters,
     "serving": serving,
     "slow-clients": slow_clients,
+    "growing": growing,
+    "cold": cold,
     "memory": memory,
     "idle": idle,
 }

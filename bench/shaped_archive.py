@@ -55,6 +55,12 @@ class ShapedArchive:
         answer.raise_for_status()
         return int(answer.text)
 
+    def sent(self, each: Object) -> list[tuple[float, int, int]]:
+        """Return which bytes of an object were sent when: times as ``time.monotonic`` has them."""
+        answer = requests.get(f"{self.url}/sent{each.media_path}", timeout=10)
+        answer.raise_for_status()
+        return [(at, start, stop) for at, start, stop in answer.json()]
+
 
 @contextmanager
 def shaped_archive(
@@ -91,6 +97,7 @@ class _Connection:
         self.accepted_at: float | None = time.monotonic()
         self.used_at = time.monotonic()
         self.head = b""
+        self.path = ""
         self.descriptor = -1
         self.position = 0
         self.stop = 0
@@ -113,6 +120,7 @@ class _Site:
         self._link_rate = link_rate
         self._link_free_at = 0.0
         self._bytes_sent = 0
+        self._sent: dict[str, list[tuple[float, int, int]]] = {path: [] for path in self._objects}
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, _Connection] = {}
         self._turns: list[tuple[float, int]] = []
@@ -183,6 +191,10 @@ class _Site:
         if path == "/bytes-sent":
             connection.head = _whole(200, str(self._bytes_sent).encode("ascii"))
             due = time.monotonic()
+        elif path.startswith("/sent/"):
+            sent = self._sent.get(path.removeprefix("/sent"), [])
+            connection.head = _whole(200, json.dumps(sent).encode("ascii"), "application/json")
+            due = time.monotonic()
         elif path == f"/storage/v1/b/{BUCKET}/o":
             prefix = parse_qs(target.query).get("prefix", [""])[0]
             listing = listing_of(list(self._objects.values()), prefix)
@@ -191,7 +203,7 @@ class _Site:
             body = json.dumps(resource).encode("ascii")
             connection.head = _whole(200, body, "application/json")
         elif (found := self._objects.get(path)) is not None:
-            connection.descriptor = self._descriptors[path]
+            connection.path, connection.descriptor = path, self._descriptors[path]
             connection.position, connection.stop = 0, found.size
             status, more = "200 OK", ""
             if match := _RANGE.search(head):
@@ -243,6 +255,9 @@ class _Site:
         if count > 0:
             descriptor = connection.socket.fileno()
             sent = os.sendfile(descriptor, connection.descriptor, connection.position, count)
+            self._sent[connection.path].append(
+                (now, connection.position, connection.position + sent)
+            )
             connection.position += sent
             self._bytes_sent += sent
             link_free_at = max(self._link_free_at, now - _WINDOW_SECONDS)
