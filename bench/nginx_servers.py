@@ -1,7 +1,7 @@
-"""nginx as a peer: alone, as a cache of slices, and in front of devserver.
+"""nginx as a peer: alone, and as a cache of slices.
 
 Each is as a careful administrator would have it: a worker for each processor, sendfile, the access
-log on.
+log buffered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.processes import Devserver, free_port, started, wait_until
+from bench.processes import free_port, started, wait_until
 from bench.programs import need, program_path, versioned
 from bench.web_servers import WebServer
 
@@ -23,7 +23,7 @@ pid {directory}/nginx.pid;
 error_log {directory}/nginx-error.log warn;
 events {{ worker_connections 4096; }}
 http {{
-    access_log {directory}/nginx-access.log;
+    access_log {directory}/nginx-access.log combined buffer=64k flush=1s;
     client_body_temp_path {directory}/nginx-tmp;
     proxy_temp_path {directory}/nginx-tmp;
     fastcgi_temp_path {directory}/nginx-tmp;
@@ -31,7 +31,7 @@ http {{
     scgi_temp_path {directory}/nginx-tmp;
     sendfile on;
     tcp_nopush {tcp_nopush};
-    keepalive_timeout 65;
+    keepalive_requests 100000;
     default_type application/octet-stream;
 {more}
     server {{
@@ -62,16 +62,6 @@ _SLICES = """\
             proxy_pass {origin_url};
         }}
 """
-_TRY_FILES = """\
-        location /static/ {{
-            alias "{static_directory}/";
-            try_files $uri @devserver;
-            add_header X-Content-Type-Options nosniff;
-            add_header Content-Security-Policy sandbox;
-        }}
-        location / {{ proxy_pass http://127.0.0.1:{devserver_port}; }}
-        location @devserver {{ proxy_pass http://127.0.0.1:{devserver_port}; }}
-"""
 
 
 @contextmanager
@@ -97,34 +87,26 @@ def nginx_slices(directory: Path, origin_url: str, prefix: str = "/") -> Iterato
 
 
 @contextmanager
-def nginx_before(directory: Path, server: Devserver, build: str) -> Iterator[WebServer]:
-    """nginx that serves by itself what a devserver has published, and asks it for the rest."""
-    locations = _TRY_FILES.format(
-        static_directory=server.static_directory, devserver_port=server.port
-    )
-    with _nginx(directory, locations) as (port, process):
-        how = f"devserver behind {versioned('nginx')}, try_files"
-        processes = [process, server.process]
-        yield WebServer("devserver behind nginx", how, port, f"/static/{build}/", processes)
-
-
-@contextmanager
 def _nginx(
     directory: Path, locations: str, *, more: str = "", tcp_nopush: str = "on"
 ) -> Iterator[tuple[int, psutil.Process]]:
+    port = free_port()
+    configuration = _CONFIGURATION.format(
+        directory=directory, port=port, more=more, tcp_nopush=tcp_nopush, locations=locations
+    )
+    with run_nginx(directory, configuration) as process:
+        yield port, process
+
+
+@contextmanager
+def run_nginx(directory: Path, configuration: str) -> Iterator[psutil.Process]:
+    """Run nginx in a directory, which is made; yield its master once its workers are there."""
     need("nginx")
     directory.mkdir(parents=True)
-    port = free_port()
-    configuration = directory / "nginx.conf"
-    configuration.write_text(
-        _CONFIGURATION.format(
-            directory=directory, port=port, more=more, tcp_nopush=tcp_nopush, locations=locations
-        ),
-        encoding="utf-8",
-    )
-    command = [str(program_path("nginx")), "-p", str(directory), "-c", str(configuration)]
+    path = directory / "nginx.conf"
+    path.write_text(configuration, encoding="utf-8")
+    command = [str(program_path("nginx")), "-p", str(directory), "-c", str(path)]
     with started([*command, "-e", str(directory / "nginx-error.log")], directory / "log") as nginx:
         process = psutil.Process(nginx.pid)
-        # Its workers answer, and they come last.
         wait_until(lambda: len(process.children()) > 0)
-        yield port, process
+        yield process

@@ -30,7 +30,7 @@ class Place:
 
     @property
     def rounds(self) -> int:
-        return 2 if self.quick else 5
+        return 1 if self.quick else 5
 
     @contextmanager
     def room(self, name: str) -> Iterator[Path]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bench.fast_clients import Fetched, fetch
 from bench.measure import Gap, Goal, Row, interleave
-from bench.nginx_servers import nginx_before, nginx_slices, nginx_static
+from bench.nginx_before import devserver_behind_nginx, nginx_before
+from bench.nginx_servers import nginx_slices, nginx_static
 from bench.place import GIB, MIB, Place, Unmeasured
 from bench.processes import Devserver
 from bench.programs import need, versioned
@@ -54,6 +55,16 @@ class _Load:
 
 
 @dataclass(frozen=True)
+class _Servers:
+    """``peers`` are those that ``ours`` is compared with; of ``behind``, the first has a goal."""
+
+    ours: WebServer
+    nginx: WebServer
+    peers: Sequence[WebServer]
+    behind: Sequence[WebServer]
+
+
+@dataclass(frozen=True)
 class _Run:
     """What clients got of one server in a while, and what it took for that."""
 
@@ -66,14 +77,13 @@ def serving(place: Place) -> Iterator[Row | Gap]:
     """One large file and many small ones to 1, 16 and 128 clients, beside nginx and others."""
     need("nginx")
     large_bytes = GIB // 4 if place.quick else GIB
-    place.need_disk(4 * large_bytes)
+    place.need_disk(5 * large_bytes)
     sizes = dict.fromkeys(_SMALL_FILES, _SMALL_BYTES) | {_LARGE_FILE: large_bytes}
     with ExitStack() as stack:
         room = stack.enter_context(place.room(_NAME))
         build = stage_files(room / "devserver", sizes)
         server = stack.enter_context(Devserver(room / "devserver"))
         files = server.static_directory / build
-        ours = web_server_of(server, build)
         nginx = stack.enter_context(nginx_static(room / "nginx", files))
         peers = [
             nginx,
@@ -87,15 +97,28 @@ def serving(place: Place) -> Iterator[Row | Gap]:
             peers.append(stack.enter_context(gunicorn_static(room / "gunicorn", files)))
         except Unmeasured as error:
             yield Gap(_NAME, "serve files, against gunicorn", str(error))
-        behind = [stack.enter_context(nginx_before(room / "nginx-before", server, build))]
-        for web_server in [ours, *peers, *behind]:
+        behind = _behind_nginx(stack, room, sizes)
+        servers = _Servers(web_server_of(server, build), nginx, peers, behind)
+        for web_server in [servers.ours, *peers, *behind]:
             # All that is asked for is in the page cache from now on, and in that of slices.
             fetch(web_server.port, web_server.paths(list(sizes)), 1, times=len(sizes))
         for load in _loads(large_bytes):
             for clients in _CLIENTS:
-                others = [*peers, *(behind if clients == _MOST_CLIENTS else [])]
-                yield from _compare(place, load, clients, ours, nginx, others, behind)
-        yield from _by_wrk(place, room, ours, nginx)
+                yield from _compare(place, load, clients, servers)
+        yield from _by_wrk(place, room, servers)
+
+
+def _behind_nginx(stack: ExitStack, room: Path, sizes: Mapping[str, int]) -> list[WebServer]:
+    """Start a devserver of its own, and nginx before it: once with try_files, once without."""
+    directory = room / "devserver-behind"
+    build = stage_files(directory, sizes)
+    server = stack.enter_context(devserver_behind_nginx(directory))
+    return [
+        stack.enter_context(
+            nginx_before(room / f"nginx-before-{number}", server, directory, build, asks=asks)
+        )
+        for number, asks in enumerate((False, True))
+    ]
 
 
 def _loads(large_bytes: int) -> list[_Load]:
@@ -120,29 +143,22 @@ def _loads(large_bytes: int) -> list[_Load]:
     ]
 
 
-def _compare(
-    place: Place,
-    load: _Load,
-    clients: int,
-    ours: WebServer,
-    nginx: WebServer,
-    others: Sequence[WebServer],
-    behind: Sequence[WebServer],
-) -> Iterator[Row]:
-    """Compare ``ours`` with all others; what is ``behind`` nginx is compared with nginx."""
-    seconds = 0.4 if place.quick else 1.5
+def _compare(place: Place, load: _Load, clients: int, servers: _Servers) -> Iterator[Row]:
+    seconds = 0.3 if place.quick else 1.5
+    behind = servers.behind if clients == _MOST_CLIENTS else []
     subjects = {
-        each.name: partial(_run, each, load.names, clients, seconds) for each in [ours, *others]
+        each.name: partial(_run, each, load.names, clients, seconds)
+        for each in [servers.ours, *servers.peers, *behind]
     }
     runs = interleave(subjects, place.rounds, on_disk=False)
     what = f"{load.what} to {clients} client{'s' * (clients > 1)}"
-    for other in others:
-        if other in behind:
-            description = f"{what}, {other.description}"
-            yield _row(load, description, _BEHIND_NGINX, other, nginx, runs)
-        else:
-            goal = load.goals.get(clients) if other is nginx else None
-            yield _row(load, what, goal, ours, other, runs)
+    for peer in servers.peers:
+        goal = load.goals.get(clients) if peer is servers.nginx else None
+        yield _row(load, what, goal, servers.ours, peer, runs)
+    for each in behind:
+        # Where nginx asks for each file, it is the same work as alone, and nginx's beside.
+        goal = _BEHIND_NGINX if each is behind[0] else None
+        yield _row(load, f"{what}, {each.description}", goal, each, servers.nginx, runs)
 
 
 def _run(server: WebServer, names: Sequence[str], clients: int, seconds: float) -> _Run:
@@ -190,7 +206,8 @@ def _describe(load: _Load, name: str, runs: Sequence[_Run]) -> str:
     return text + f", {bad} ANSWERS REFUSED OR CUT" * (bad > 0)
 
 
-def _by_wrk(place: Place, room: Path, ours: WebServer, nginx: WebServer) -> Iterator[Row | Gap]:
+def _by_wrk(place: Place, room: Path, servers: _Servers) -> Iterator[Row | Gap]:
+    ours, nginx = servers.ours, servers.nginx
     what = f"serve files of 64 KiB to {_MOST_CLIENTS} clients, asked by wrk"
     try:
         need("wrk")
