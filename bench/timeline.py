@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import mmap
 import os
 import threading
 import time
@@ -91,9 +92,12 @@ class DiskWatch:
         descriptor = os.open(found[0], os.O_RDONLY)
         try:
             while not self._stopped.wait(_LOOKING_SECONDS):
-                position = self.timeline.position
-                if os.fstat(descriptor).st_size > position:
-                    self.timeline.note(os.lseek(descriptor, position, os.SEEK_HOLE))
+                position, size = self.timeline.position, os.fstat(descriptor).st_size
+                if size <= position:
+                    continue
+                hole = os.lseek(descriptor, position, os.SEEK_HOLE)
+                # Before a hole, the last page may be there in part only, and counts as a whole.
+                self.timeline.note(hole if hole == size else hole - mmap.PAGESIZE + 1)
         finally:
             os.close(descriptor)
 
