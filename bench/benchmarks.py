@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from bench.behind_nginx import behind_nginx
 from bench.cold import cold
 from bench.footprint import idle, memory
 from bench.growing import growing
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "one-build": one_build,
     "waiters": waiters,
     "serving": serving,
+    "behind-nginx": behind_nginx,
     "slow-clients": slow_clients,
     "growing": growing,
     "cold": cold,

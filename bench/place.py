@@ -67,3 +67,7 @@ class Place:
 def is_in_memory(directory: Path) -> bool:
     """Whether a directory of ``Place.room_in_memory`` is there."""
     return directory.is_relative_to(_TMPFS)
+
+
+def size_text(size: int) -> str:
+    return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"

@@ -21,7 +21,7 @@ from bench.measure import (
 from bench.nginx_archive import nginx_archive
 from bench.objects import Object, make_object
 from bench.peers import Peer
-from bench.place import GIB, MIB, Place, Unmeasured
+from bench.place import GIB, MIB, Place, Unmeasured, size_text
 from bench.processes import Devserver
 from bench.programs import need, versioned
 from bench.shaped_archive import shaped_archive
@@ -37,7 +37,7 @@ def fast_archive(place: Place) -> Iterator[Row | Gap]:
     need("nginx")
     size = GIB // 4 if place.quick else GIB
     place.need_disk(4 * size)
-    what = f"stage {_size(size)}, fast archive ({versioned('nginx')}), verified, durable"
+    what = f"stage {size_text(size)}, fast archive ({versioned('nginx')}), verified, durable"
     all_peers = (
         peers.curl(),
         peers.google_file(),
@@ -66,7 +66,7 @@ def far_archive(place: Place) -> Iterator[Row | Gap]:
     """One file from an archive with 50 ms round trips and 20 MB/s a connection."""
     size = (40 if place.quick else 160) * MIB
     place.need_disk(8 * size)
-    what = f"stage {_size(size)}, 50 ms, 20 MB/s a connection"
+    what = f"stage {size_text(size)}, 50 ms, 20 MB/s a connection"
     ours = {f"{count} connections": ("--connections", str(count)) for count in (8, 16)}
     ours["one connection"] = ("--connections", "1")
     all_peers = (
@@ -180,7 +180,3 @@ def _row(
         [describe_runs(name, of_name) for name, of_name in pair.items()],
         {"runs": runs_to_json(pair)},
     )
-
-
-def _size(size: int) -> str:
-    return f"{size // GIB} GiB" if size >= GIB else f"{size // MIB} MiB"
