@@ -139,6 +139,7 @@ class _Client:
     counts: bool = True
     bytes: int = 0
     answers: int = 0
+    ended: int = 0  # answers, refusals and cuts
     first_byte_at: float = 0.0
     ended_at: float = 0.0
 
@@ -182,8 +183,8 @@ class _Clients:
                 client = self.clients[descriptor]
                 if not self._take(client):
                     continue
-                if client.answers == times > 0:
-                    self._epoll.unregister(descriptor)
+                if client.ended == times > 0:
+                    self._epoll.unregister(client.socket.fileno())
                     fetching -= 1
                 else:
                     self._ask(client)
@@ -233,6 +234,7 @@ class _Clients:
             self.reconnects += 1
         else:
             self.cuts += 1
+            client.ended += 1
         del self.clients[client.socket.fileno()]
         client.socket.close()
         client.socket = self._connected()
@@ -247,11 +249,12 @@ class _Clients:
         self.refusals += not client.counts
         length = head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
         client.left = int(length)
-        return self._count(client, len(body)) if body else False
+        return self._count(client, len(body)) if body or not client.left else False
 
     def _count(self, client: _Client, count: int) -> bool:
         assert client.left is not None
         client.left -= count
+        client.ended += client.left == 0
         if not client.counts:
             return client.left == 0
         client.bytes += count
