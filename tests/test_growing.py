@@ -509,17 +509,17 @@ def busy(server: RunningServer, url: str) -> RunningServer:
 def slow(busy: RunningServer, archive: ArchiveServer, url: str) -> Iterator[socket.socket]:
     """Who reads the payload, and takes next to nothing of what is there.
 
-    That is all but the first piece, of which only 1,000,000 bytes come.
+    That is all but the first 5,000,000 bytes, of which only 1,000,000 come.
     """
     fault = Fault(stall_after=1_000_000, cut_after=1_000_000)
     archive.misbehave(f"/{NAME}/{PAYLOAD}", fault, times=1)
     stage(busy, url)
-    assert len(get(busy, Range=f"bytes={PIECE}-{SIZE - WITHHELD - 1}").content) > 15_000_000
+    assert len(get(busy, Range=f"bytes=5000000-{SIZE - WITHHELD - 1}").content) > 14_000_000
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", int(busy.url.rpartition(":")[2])))
         connection.sendall(
-            f"GET {UPDATE} HTTP/1.1\r\nHost: x\r\nRange: bytes={PIECE}-\r\n\r\n".encode()
+            f"GET {UPDATE} HTTP/1.1\r\nHost: x\r\nRange: bytes=5000000-\r\n\r\n".encode()
         )
         assert connection.recv(1).startswith(b"H")
         yield connection
