@@ -134,8 +134,10 @@ class Attempt:
         To be followed by ``unwant`` when it does not wait any more.
         """
         self._wanted[position] = self._wanted.get(position, 0) + 1
-        # The piece that is next in order anyway is taken by a connection as soon as it is free.
-        return self._is_free(position) and position != self._taken.end_from(0)
+        # Who follows in order waits for what a connection takes as soon as it is free; but while
+        # what lies before has not come, nobody knows when that will be.
+        is_next = position == self._taken.end_from(0) == self.present.end_from(0)
+        return self._is_free(position) and not is_next
 
     def unwant(self, position: int) -> None:
         self._wanted[position] -= 1

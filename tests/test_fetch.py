@@ -309,6 +309,21 @@ def test_a_reader_that_follows_in_order_adds_no_connection(
 
 
 @pytest.mark.usefixtures("_fast_archive")
+def test_what_is_next_in_order_is_not_held_up_by_what_comes_before_it(
+    make_fetch: MakeFetch, archive: ArchiveServer, content: bytes
+) -> None:
+    archive.misbehave(FILE, Fault(stall_after=1000), times=1)
+    fetch = make_fetch(stall_seconds=30)
+    fetch.start()
+    with fetch.open_reader(withheld_bytes=0) as reader:
+        reader.seek(FIRST)
+        assert reader.read(1000) == content[FIRST : FIRST + 1000]
+    archive.behave()
+    assert read_all(fetch) == content
+    assert archive.bytes_sent(FILE) == SIZE
+
+
+@pytest.mark.usefixtures("_fast_archive")
 def test_a_reader_may_go_anywhere_at_any_time(make_fetch: MakeFetch, content: bytes) -> None:
     fetch = make_fetch()
     fetch.start()
@@ -557,7 +572,9 @@ def test_who_has_ended_the_watch_is_not_called_and_has_no_say(
 
 
 @pytest.mark.usefixtures("_fast_archive", "_held")
-def test_who_waits_is_called_when_the_fetch_fails(make_fetch: MakeFetch) -> None:
+def test_who_waits_is_called_when_the_fetch_fails(
+    make_fetch: MakeFetch, archive: ArchiveServer
+) -> None:
     fetch = make_fetch(stall_seconds=30)
     fetch.start()
     followed, called = follow(fetch), threading.Event()
@@ -573,6 +590,7 @@ def test_who_waits_is_called_when_the_fetch_fails(make_fetch: MakeFetch) -> None
     with pytest.raises(Busy):
         fetch.follow(lambda: None)
     followed.close()
+    archive.behave()
 
 
 @pytest.mark.usefixtures("_fast_archive")
