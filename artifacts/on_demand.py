@@ -32,7 +32,7 @@ from artifacts.workers import Workers
 
 _REMEMBERED_SECONDS = 3.0
 # So many files there may be in the listings that are remembered; each counts as some more.
-_REMEMBERED_FILES = 200_000
+_REMEMBERED_FILES = 50_000
 _FILES_FOR_A_LISTING = 100
 _REMEMBERED_DESCRIPTIONS = 10_000
 _REMEMBERED_FAILURES = 1000

@@ -280,6 +280,20 @@ def test_head_of_what_has_no_length_tells_none(
     assert server.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://elsewhere"}, {"Sec-Fetch-Site": "cross-site"}]
+)
+def test_pages_of_other_sites_cannot_have_a_browser_stage_anything(
+    headers: dict[str, str], server: RunningServer
+) -> None:
+    path = f"{server.url}{STATIC}/update.gz"
+    refused = server.session.get(path, headers=headers, timeout=60)
+    assert (refused.status_code, "other sites" in refused.text) == (403, True)
+    assert_nothing_is_known(server)
+    assert server.get(f"{STATIC}/update.gz").status_code == 200
+    assert server.session.get(path, headers=headers, timeout=60).status_code == 200
+
+
 # --- what is not there
 
 

@@ -121,13 +121,12 @@ def check_method(allowed: Iterable[str]) -> None:
 
 def refuse_cross_site() -> None:
     """Raise NotAllowed for a request that a page of another site makes a browser send."""
-    if is_cross_site():
+    if is_cross_site(cherrypy.request.headers):
         raise NotAllowed("this call is not for pages of other sites", code="cross_site")
 
 
-def is_cross_site() -> bool:
-    """Whether the current request is one that a page of another site makes a browser send."""
-    headers = cherrypy.request.headers
+def is_cross_site(headers: Mapping[str, str]) -> bool:
+    """Whether a request with these headers is one that a page of another site has sent."""
     origin = headers.get("Origin")
     is_foreign = origin is not None and _host_of(origin) != headers.get("Host")
     return is_foreign or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}

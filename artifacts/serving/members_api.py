@@ -34,7 +34,9 @@ def _archive_call(handler: Callable[[Any, Wanted, Arguments], Handled]) -> Any:
             archive_name = check_relative_path("/".join(segments[2:]), "archive")
             if any(segment.startswith(".") for segment in segments):
                 raise NotFound(f"{name} has no file {archive_name!r:.200}")
-            may_stage = cherrypy.request.method == "GET" and not is_cross_site()
+            may_stage = cherrypy.request.method == "GET" and not is_cross_site(
+                cherrypy.request.headers
+            )
             return give(handler(self, Wanted(name, archive_name, may_stage), Arguments(given)))
         except DevserverError as error:
             return give(text_error(error))

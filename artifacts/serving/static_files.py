@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.build import Build
-from artifacts.errors import BadRequest, DevserverError, NotFound
+from artifacts.errors import BadRequest, DevserverError, NotAllowed, NotFound
 from artifacts.growing_file import FollowedFile
 from artifacts.live_files import Look, Pending, Published, Unstaged
 from artifacts.manifest import StagedFile
 from artifacts.serving.accel import accel_answer
 from artifacts.serving.answer import Answer, json_answer
 from artifacts.serving.file_answer import FileAnswer, Origin, Served, WholeFile, file_answer
+from artifacts.serving.handlers import is_cross_site
 from artifacts.serving.waiting import Reply, Wait
 from artifacts.staging import Staging
 
@@ -145,7 +146,9 @@ class StaticFiles:
             return Pending(looked.news, lambda: self._or_on_demand(wanted, look_again()))
         if looked is not None:
             return looked
-        return self._on_demand.look(wanted.build, wanted.path, may_stage=not wanted.is_head)
+        # Staging changes something, which is not for HEAD, nor for pages of other sites.
+        may_stage = not wanted.is_head and not is_cross_site(wanted.headers)
+        return self._on_demand.look(wanted.build, wanted.path, may_stage=may_stage)
 
     def _give(self, wanted: _Wanted, looked: Look) -> Reply | Wait:
         """Answer with what was found beside the manifest."""
@@ -196,7 +199,12 @@ class _LengthUnknown(FileAnswer):
 
 
 def _describe(unstaged: Unstaged, wanted: _Wanted) -> FileAnswer:
-    """Answer a HEAD of a file that is in the archive only."""
+    """Answer a HEAD of a file that is in the archive only; refuse what would have to stage it."""
+    if not wanted.is_head:
+        raise NotAllowed(
+            f"{wanted.build}/{wanted.path} is not staged, and not to be by pages of other sites",
+            code="cross_site",
+        )
     # Of its bytes, of which there are none here, nothing is sent.
     nothing = WholeFile(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     served = Served(wanted.path, unstaged.size or 0, etag=None, modified_at=None)
