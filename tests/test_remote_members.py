@@ -341,10 +341,6 @@ def test_a_member_that_cannot_be_read_to_its_end_is_cut(serve: Serve, large: Arc
     assert extract(server, LARGE, "large").content == bytes(20 * MIB)
 
 
-@pytest.mark.xfail(
-    run=False,
-    reason="the gateway does not close the file of a client that hangs up; its successor has to",
-)
 def test_machines_that_hang_up_half_way_leave_nothing(serve: Serve, large: ArchiveServer) -> None:
     server = serving(serve, large, "--stall-timeout", "60")
     extract(server, LARGE, "large", "HEAD")
