@@ -70,11 +70,11 @@ class WorkQueue:
         """Have a worker work on a connection; one that is not new is never turned away."""
         turn = _Turn(connection, work)
         if is_new:
-            self._queue.append(turn)
             self._forget_taken()
-            if len(self._queue) > _MAX_QUEUED:
+            if len(self._queue) >= _MAX_QUEUED:
                 self._turn_away(turn)
                 return
+            self._queue.append(turn)
         try:
             self._workers.submit(lambda: self._work(turn))
         except Busy as error:
