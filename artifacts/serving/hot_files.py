@@ -18,6 +18,8 @@ from artifacts.serving.file_answer import FileAnswer, Origin, WholeFile, file_an
 # Reading counts as use of the build, and it is the long way that counts it.
 _LIFETIME_SECONDS = 5.0
 _MAX_FILES = 4096
+# A file's path is no longer; what clients put behind it is not to fill the memory.
+_MAX_KEY_BYTES = 2048
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _HEADER = re.compile(rb"([\w!#$%&'*+.^`|~-]+):[ \t]*([\x20-\x7e]*)")
 _CONDITIONS = {
@@ -27,8 +29,8 @@ _CONDITIONS = {
         *("If-Modified-Since", "If-Unmodified-Since"),
     )
 }
-# What calls for more than a file.
-_OUT_OF_THE_WAY = {b"content-length", b"transfer-encoding", b"expect", b"upgrade"}
+# What calls for more than a file, and what CherryPy checks.
+_OUT_OF_THE_WAY = {b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"cookie"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class HotFiles:
     def remember(self, target: bytes, host: bytes, answer: FileAnswer) -> None:
         """Note with which file a GET or HEAD of ``target`` has been answered, its file open."""
         if answer.origin is None or answer.file is None:
+            return
+        if len(target) + len(host) > _MAX_KEY_BYTES:
             return
         if len(self._files) >= _MAX_FILES:
             self._files.clear()
@@ -92,6 +96,8 @@ def _identity(descriptor: int) -> tuple[int, int, int, int]:
 
 def parse_simple(head: bytes) -> SimpleRequest | None:
     """Parse the head of a plain GET or HEAD; None for whatever is not quite as usual."""
+    if not head.endswith(b"\r\n\r\n"):
+        return None
     request_line, *lines = head[:-4].split(b"\r\n")
     method, _, rest = request_line.partition(b" ")
     target, _, version = rest.partition(b" ")
@@ -103,12 +109,13 @@ def parse_simple(head: bytes) -> SimpleRequest | None:
         if match is None:
             return None
         name = match[1].lower()
-        if name in headers or name in _OUT_OF_THE_WAY:
+        is_encoded = b"=?" in match[2]
+        if name in headers or name in _OUT_OF_THE_WAY or is_encoded:
             return None
         headers[name] = match[2].rstrip()
-    connection = headers.get(b"connection", b"keep-alive").lower()
+    connection = headers.get(b"connection", b"keep-alive")
     host = headers.get(b"host")
-    if host is None or connection not in {b"keep-alive", b"close"}:
+    if host is None or not (connection == b"close" or connection.lower() == b"keep-alive"):
         return None
     conditions = {
         canonical: headers[name].decode("ascii")
