@@ -77,8 +77,8 @@ class Handshakes:
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
 
-    def begin(self, connection: ssl.SSLSocket, ended: Callable[[bool], None]) -> None:
-        """Shake hands; then call ``ended``, with whether that went well.
+    def begin(self, connection: ssl.SSLSocket, ended: Callable[[OSError | None], None]) -> None:
+        """Shake hands; then call ``ended``, with an error if that went wrong.
 
         It ends in the middle when ``connection`` is taken off the loop.
         """
@@ -92,6 +92,6 @@ class Handshakes:
             self._loop.add_writer(connection, self.begin, connection, ended)
         except OSError as error:
             _log.debug("no TLS: %s", error)
-            ended(False)
+            ended(error)
         else:
-            ended(True)
+            ended(None)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from email.utils import formatdate
 from typing import Any
 
 import cherrypy
+from cheroot.errors import MaxSizeExceeded
 from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.wsgi import Gateway_10
 
@@ -53,7 +55,7 @@ class _Outbox:
 class LoggedRequest:
     """What the log tells of a request once its answer is sent, or cut."""
 
-    def __init__(self, client: str | None, request: bytes, status: bytes, begun_at: float) -> None:
+    def __init__(self, client: str | None, request: bytes, status: str, begun_at: float) -> None:
         """``begun_at``, of ``time.monotonic()``: when the request was there."""
         self._client = (client or "-").removeprefix("::ffff:")
         self._request = request
@@ -66,7 +68,7 @@ class LoggedRequest:
                 '%s "%s" %s %d %.3f',
                 self._client,
                 one_line(self._request.decode("latin-1")),
-                self._status.decode("latin-1"),
+                self._status,
                 bytes_sent,
                 time.monotonic() - self._begun_at,
             )
@@ -79,6 +81,7 @@ class Gateway(Gateway_10):
         super().__init__(req)
         self.exchange = Exchange()
         self.env[Exchange.KEY] = self.exchange
+        self.env["wsgi.input"] = _Body(req)
         self._body_bytes = 0
 
     def respond(self) -> None:
@@ -124,15 +127,28 @@ class Gateway(Gateway_10):
         self.started_response = False
         self.remaining_bytes_out = None
         if isinstance(given, FileAnswer):
-            self.req.conn.file_answer = given
-            host = self.req.inheaders.get(b"Host", b"")
-            self.req.server.hot_files.remember(self.req.uri, host, given)
+            self._take_file(given)
+            return
         self.start_response(given.status_line, given.all_headers())
         self.req.ensure_headers_sent()
-        if self.req.method == b"HEAD":
-            self.req.conn.close_file()
-        elif isinstance(given, Answer) and given.body:
+        if given.body and self.req.method != b"HEAD":
             self.write(given.body)
+
+    def _take_file(self, given: FileAnswer) -> None:
+        """Write the head of an answer, and leave the file to the connection once that is there."""
+        try:
+            if self.req.method in {b"GET", b"HEAD"}:
+                host = self.req.inheaders.get(b"Host", b"")
+                self.req.server.hot_files.remember(self.req.uri, host, given)
+            self.start_response(given.status_line, given.all_headers())
+            self.req.ensure_headers_sent()
+        except BaseException:
+            given.close()
+            raise
+        if self.req.method == b"HEAD":
+            given.close()
+        else:
+            self.req.conn.file_answer = given
 
     def _check_length(self) -> None:
         """Cut the connection of a body that ended before its Content-Length."""
@@ -145,12 +161,60 @@ class Gateway(Gateway_10):
         self._body_bytes += len(chunk)
 
 
+class _Body:
+    """A request's body as the application reads it; what is wrong with it, the client is told."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def read(self, size: int | None = None) -> bytes:
+        return self._checked(self._request.rfile.read, size)
+
+    def readline(self, size: int | None = None) -> bytes:
+        return self._checked(self._request.rfile.readline, size)
+
+    def _checked(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
+        try:
+            return read(size)
+        except MaxSizeExceeded:
+            status, reason = 413, "the request's body is too large"
+        except ValueError:
+            status, reason = 400, "the request's body is malformed"
+        except TimeoutError:
+            status, reason = 408, "the request's body did not come in time"
+        except OSError as error:
+            # Without a number it is cheroot's, of a chunk that is too large.
+            is_gone = error.errno is not None
+            status = 400 if is_gone else 413
+            reason = "the request's body " + ("is cut short" if is_gone else "is too large")
+        # Where the next request begins is not known.
+        self._request.close_connection = True
+        raise cherrypy.HTTPError(status, reason)
+
+
 class _Request(HTTPRequest):
     """A request that tells its connection when it is parsed, and what became of it."""
 
+    def read_request_headers(self) -> bool:
+        if not super().read_request_headers():  # type: ignore[no-untyped-call]
+            return False
+        # Python takes more for a number than RFC 9110, section 8.6, does.
+        if self.inheaders.get(b"Content-Length", b"0").isdigit():
+            return True
+        self.simple_response("400 Bad Request", "Malformed Content-Length Header.")
+        return False
+
     def respond(self) -> None:
         self.conn.request = self
+        if self.chunked_read:
+            # Whether all of the body is read, its trailers included, is up to the application.
+            self.close_connection = True
         super().respond()
+
+    def simple_response(self, status: str, msg: str = "") -> None:
+        self.conn.request = self
+        self.status = status
+        super().simple_response(status, msg)
 
 
 class Connection(HTTPConnection):
@@ -183,7 +247,7 @@ class Connection(HTTPConnection):
     def begin(self) -> None:
         """Note that there is a request."""
         self.begun_at = time.monotonic()
-        self.request_line = self.inbox.head.partition(b"\r\n")[0]
+        self.request_line = self.inbox.request_line
         self.is_kept = False
         self.request = self.wait = self.logged = None
 
@@ -212,10 +276,12 @@ class Connection(HTTPConnection):
         request = self.request
         if request is None or self.wait is not None:
             return
-        status = request.status if isinstance(request.status, bytes) else b"-"
-        self._log_later(status.partition(b" ")[0])
+        status: str | bytes = request.status
+        if isinstance(status, bytes):
+            status = status.decode("latin-1")
+        self._log_later(status.partition(" ")[0])
 
-    def _log_later(self, status: bytes) -> None:
+    def _log_later(self, status: str) -> None:
         self.logged = LoggedRequest(self.remote_addr, self.request_line, status, self.begun_at)
 
     def take_delivery(self) -> Delivery:
@@ -223,13 +289,10 @@ class Connection(HTTPConnection):
         self.file_answer = None
         return delivery
 
-    def close_file(self) -> None:
+    def close(self) -> None:
         if self.file_answer is not None:
             self.file_answer.close()
             self.file_answer = None
-
-    def close(self) -> None:
-        self.close_file()
         self.server.connections_open.discard(self)
         super().close()
 
@@ -248,13 +311,18 @@ class Connection(HTTPConnection):
         return Delivery(self._head_of(answer), answer)
 
     def _head_of(self, answer: Reply) -> bytes:
-        self._log_later(str(answer.status).encode("ascii"))
+        self._log_later(str(answer.status))
         lines = [f"HTTP/1.1 {answer.status_line}"]
         lines += [f"{name}: {value}" for name, value in answer.all_headers()]
         lines += [f"Date: {formatdate(usegmt=True)}", "Server: devserver"]
         if not self.is_kept:
             lines.append("Connection: close")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def drop_encryption(self) -> None:
+        """Go on in plain text, as no TLS has come about."""
+        self.socket = socket.socket(fileno=self.socket.detach())
+        self.inbox = self.rfile = self._make_file(self.socket, "rb", 0)
 
     def note_encryption(self) -> None:
         """Take over what the application is to know of the TLS connection, now that it is one."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from artifacts.errors import Busy, DevserverError
+from artifacts.serving.connection import Connection
 from artifacts.serving.delivery import CutShort, Delivery, Standing
 from artifacts.serving.loop_thread import LoopThread
 from artifacts.workers import Workers
@@ -25,7 +25,7 @@ Ended = Callable[[bool], None]
 
 @dataclass(eq=False)
 class _UnderWay:
-    connection: socket.socket
+    connection: Connection
     delivery: Delivery
     ended: Ended
     deadline: float
@@ -37,7 +37,7 @@ class Deliverer:
     """Sends on one loop: no client, no growing file and no disk holds up another client.
 
     A client that takes nothing for ``client_timeout`` seconds is cut, and so is one whose file has
-    not grown for ``growth_timeout`` seconds. All but ``load`` is for the loop's own thread.
+    not grown for ``growth_timeout`` seconds. For the loop's own thread.
     """
 
     def __init__(
@@ -56,12 +56,7 @@ class Deliverer:
         self._under_way: set[_UnderWay] = set()
         self._is_looking = False
 
-    @property
-    def load(self) -> int:
-        """How many deliveries are under way."""
-        return len(self._under_way)
-
-    def begin(self, connection: socket.socket, delivery: Delivery, ended: Ended) -> None:
+    def begin(self, connection: Connection, delivery: Delivery, ended: Ended) -> None:
         """Send until all is sent or the client is cut; then call ``ended``, the file closed."""
         deadline = time.monotonic() + self._client_timeout
         under_way = _UnderWay(connection, delivery, ended, deadline)
@@ -79,7 +74,7 @@ class Deliverer:
         delivery = under_way.delivery
         sent_before = delivery.bytes_sent
         try:
-            standing = delivery.send(under_way.connection, _TURN_BYTES)
+            standing = delivery.send(under_way.connection.socket, _TURN_BYTES)
         except OSError as error:
             _log.debug("a client has hung up: %s", error)
             self._end(under_way, is_whole=False)
@@ -99,7 +94,7 @@ class Deliverer:
                 under_way.deadline = time.monotonic() + self._client_timeout
             if not under_way.is_writing:
                 under_way.is_writing = True
-                self._loop.add_writer(under_way.connection, self._send, under_way)
+                self._loop.add_writer(under_way.connection.socket, self._send, under_way)
 
     # --- waiting for the disk
 
@@ -134,7 +129,7 @@ class Deliverer:
     def _watch(self, under_way: _UnderWay) -> None:
         self._stop_writing(under_way)
         under_way.deadline = time.monotonic() + self._growth_timeout
-        self._loop.add_reader(under_way.connection, self._look_at, under_way)
+        self._loop.add_reader(under_way.connection.socket, self._look_at, under_way)
         file = under_way.delivery.file
         assert file is not None
         changed = partial(self._thread.call, self._resume, under_way)
@@ -148,11 +143,11 @@ class Deliverer:
 
     def _look_at(self, under_way: _UnderWay) -> None:
         """A client that waits sent something or hung up; which of the two?"""
-        if has_hung_up(under_way.connection):
+        if not under_way.connection.inbox.take_in():
             self._end(under_way, is_whole=False)
-        else:
-            # The next request, ahead of time: it has to wait, and so this stops looking.
-            self._loop.remove_reader(under_way.connection)
+        elif under_way.connection.inbox.is_full:
+            # The next requests, ahead of time: they have to wait, and so this stops looking.
+            self._loop.remove_reader(under_way.connection.socket)
 
     # --- ending
 
@@ -177,19 +172,9 @@ class Deliverer:
         if under_way.end_watch is not None:
             under_way.end_watch()
             under_way.end_watch = None
-            self._loop.remove_reader(under_way.connection)
+            self._loop.remove_reader(under_way.connection.socket)
 
     def _stop_writing(self, under_way: _UnderWay) -> None:
         if under_way.is_writing:
             under_way.is_writing = False
-            self._loop.remove_writer(under_way.connection)
-
-
-def has_hung_up(connection: socket.socket) -> bool:
-    """Whether the other end has closed; also of a TLS connection, by what is below it."""
-    try:
-        return not socket.socket.recv(connection, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+            self._loop.remove_writer(under_way.connection.socket)

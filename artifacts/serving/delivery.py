@@ -11,8 +11,8 @@ from collections import deque
 
 from artifacts.serving.file_answer import FileAnswer, ServedFile
 
-# What is sent at once of a file where the kernel cannot do it, as through TLS.
-_COPIED_BYTES = 64 << 10
+# What is sent at once of a file where the kernel cannot do it, as through TLS, which takes no more.
+_COPIED_BYTES = 16 << 10
 # The most that the kernel is told to send in one go, and that is read from the disk ahead of that.
 _SENT_AT_ONCE_BYTES = 1 << 20
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)

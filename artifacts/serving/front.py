@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.errors import DevserverError, TimedOut, shutting_down
+from artifacts.errors import BadRequest, DevserverError, TimedOut, shutting_down
 from artifacts.serving.acceptor import Acceptor, Handshakes
 from artifacts.serving.answer import json_error, text_error
 from artifacts.serving.connection import Connection
 from artifacts.serving.deliverer import Deliverer
 from artifacts.serving.delivery import CutShort, Delivery, Standing
 from artifacts.serving.hot_files import HotFiles, parse_simple
-from artifacts.serving.inbox import receive
 from artifacts.serving.lingerer import Lingerer
 from artifacts.serving.loop_thread import LoopThread
 from artifacts.serving.waiting import Wait
@@ -40,6 +39,7 @@ _log = logging.getLogger(__name__)
 _SENDERS = 2
 _DISK_READERS = 16
 _LOOK_SECONDS = 0.5
+_CUT_SECONDS = 5.0
 # An answer from a file is sent by the front itself if it is this small and in the page cache.
 _SMALL_BYTES = 256 << 10
 # What a client takes of an answer at once may be as much as this.
@@ -87,6 +87,8 @@ class Front:
         self._disk_readers = Workers("disk-reader", _DISK_READERS)
         self._sender_threads = [LoopThread(f"sender-{n + 1}") for n in range(_SENDERS)]
         self._senders = [self._make_deliverer(thread) for thread in self._sender_threads]
+        # How many answers each of them has to send.
+        self._loads = [0] * _SENDERS
         self._own_sender = self._make_deliverer(self._thread)
         self._acceptor = Acceptor(self._loop, listener, self._has_room, self._welcome)
         self._handshakes = Handshakes(self._loop)
@@ -104,7 +106,9 @@ class Front:
         self._reading: dict[Connection, float] = {}
         self._open = 0
         self._is_ending = False
+        self._is_cut = False
         self._has_ended = threading.Event()
+        self._has_cut = threading.Event()
 
     def _make_deliverer(self, thread: LoopThread) -> Deliverer:
         return Deliverer(
@@ -123,9 +127,10 @@ class Front:
         """Answer nothing new; give what is being answered its time, then cut it."""
         self._thread.call(self._begin_end)
         self._has_ended.wait(timeout_seconds)
+        self._thread.call(self._cut)
+        self._has_cut.wait(_CUT_SECONDS)
         for thread, sender in zip(self._sender_threads, self._senders, strict=True):
             thread.call(sender.cut_all)
-        self._thread.call(self._own_sender.cut_all)
         for thread in (*self._sender_threads, self._thread):
             thread.close()
         self._disk_readers.close(timeout_seconds=1)
@@ -150,10 +155,15 @@ class Front:
         else:
             self._loop.add_reader(connection.socket, self._read, connection)
 
-    def _shook_hands(self, connection: Connection, is_well: bool) -> None:
-        if is_well:
+    def _shook_hands(self, connection: Connection, error: OSError | None) -> None:
+        if error is None:
             connection.note_encryption()
             self._await_request(connection)
+        elif getattr(error, "reason", None) == "HTTP_REQUEST":
+            self._stop_reading(connection)
+            connection.drop_encryption()
+            connection.begin()
+            self._refuse(connection, BadRequest("this server speaks HTTPS alone: ask https://"))
         else:
             self._close(connection)
 
@@ -169,19 +179,9 @@ class Front:
 
     def _read(self, connection: Connection) -> None:
         was_empty = not connection.inbox
-        while True:
-            try:
-                received = receive(connection.socket)
-            except OSError:
-                received = b""
-            if received is None:
-                break
-            if not received:
-                self._close(connection)
-                return
-            connection.inbox.feed(received)
-            if not isinstance(connection.socket, ssl.SSLSocket):
-                break
+        if not connection.inbox.take_in():
+            self._close(connection)
+            return
         if was_empty:
             self._reading[connection] = time.monotonic() + self._limits.request_seconds
         self._serve(connection)
@@ -195,14 +195,11 @@ class Front:
         self._reading[connection] = time.monotonic() + self._limits.request_seconds
         self._loop.add_reader(connection.socket, self._read, connection)
         if connection.inbox:
-            self._loop.call_soon(self._if_reading, self._serve, connection)
-        elif isinstance(connection.socket, ssl.SSLSocket):
-            # What is decrypted already does not make the socket readable.
-            self._loop.call_soon(self._if_reading, self._read, connection)
+            self._loop.call_soon(self._serve_if_reading, connection)
 
-    def _if_reading(self, go_on: Callable[[Connection], None], connection: Connection) -> None:
+    def _serve_if_reading(self, connection: Connection) -> None:
         if connection in self._reading:
-            go_on(connection)
+            self._serve(connection)
 
     def _stop_reading(self, connection: Connection) -> None:
         if self._reading.pop(connection, None) is not None:
@@ -234,7 +231,7 @@ class Front:
 
     def _take_back(self, connection: Connection, is_good: bool) -> None:
         """Take a connection from a worker, with an answer or something to wait for."""
-        if not is_good:
+        if not is_good or self._is_cut:
             self._close(connection)
         elif connection.wait is None:
             self._deliver(connection, connection.take_delivery())
@@ -278,18 +275,23 @@ class Front:
         self._stop_reading(connection)
         if is_at_hand:
             ended = partial(self._delivered, connection, delivery)
-            self._own_sender.begin(connection.socket, delivery, ended)
+            self._own_sender.begin(connection, delivery, ended)
         else:
             self._have_sent(connection, delivery)
         return False
 
     def _have_sent(self, connection: Connection, delivery: Delivery) -> None:
         """Have the sender that has the least to do send an answer."""
-        number = min(range(_SENDERS), key=lambda number: self._senders[number].load)
-        ended = partial(self._thread.call, self._delivered, connection, delivery)
-        self._sender_threads[number].call(
-            self._senders[number].begin, connection.socket, delivery, ended
-        )
+        number = min(range(_SENDERS), key=self._loads.__getitem__)
+        self._loads[number] += 1
+        ended = partial(self._thread.call, self._sent, number, connection, delivery)
+        self._sender_threads[number].call(self._senders[number].begin, connection, delivery, ended)
+
+    def _sent(
+        self, number: int, connection: Connection, delivery: Delivery, is_whole: bool
+    ) -> None:
+        self._loads[number] -= 1
+        self._delivered(connection, delivery, is_whole)
 
     def _delivered(self, connection: Connection, delivery: Delivery, is_whole: bool) -> None:
         self._ended(connection, delivery, is_whole=is_whole)
@@ -310,16 +312,16 @@ class Front:
 
     def _look(self) -> None:
         """Hang up on those who take too long, and turn away those for whom no worker is free."""
+        self._loop.call_later(_LOOK_SECONDS, self._look)
         now = time.monotonic()
         for connection, deadline in list(self._reading.items()):
             if deadline < now:
                 self._give_up_on(connection)
         self._lingerer.end_late()
         self._work_queue.turn_away_late()
-        self._loop.call_later(_LOOK_SECONDS, self._look)
 
     def _give_up_on(self, connection: Connection) -> None:
-        if not connection.inbox:
+        if not connection.inbox.request_line:
             self._close(connection)
             return
         self._stop_reading(connection)
@@ -334,3 +336,9 @@ class Front:
         self._waiting_room.dismiss_all(shutting_down())
         if self._open == 0:
             self._has_ended.set()
+
+    def _cut(self) -> None:
+        """Begin to send nothing more; the other senders are cut after this."""
+        self._is_cut = True
+        self._own_sender.cut_all()
+        self._has_cut.set()

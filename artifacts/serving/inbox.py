@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable
 
 # An empty line, which ends a head; with bare line feeds, too, as a worker is to refuse these.
 _HEAD_END = re.compile(rb"\n\r?\n")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
 _EXPECT = re.compile(rb"\nexpect:", re.IGNORECASE)
+# No less than a record of TLS: what is left of one, decrypted, would not make the socket readable.
 _RECEIVED_BYTES = 16 << 10
 # As much of a body is awaited by the loop, together with the head.
 _MAX_AWAITED_BODY_BYTES = 64 << 10
-
-
-def receive(connection: socket.socket) -> bytes | None:
-    """Return what has come by now, b"" at the end; None: nothing has. Never blocks.
-
-    Raises:
-        OSError: the connection is broken.
-    """
-    try:
-        return connection.recv(_RECEIVED_BYTES)
-    except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        return None
+# What comes more slowly than this keeps a worker for no longer than what does not come at all.
+_SLOWEST_BYTES_PER_SECOND = 4096
+# What a client may send ahead while an answer to it waits.
+_MAX_AHEAD_BYTES = 64 << 10
+# What of a request's line is of interest before there is a request.
+_LINE_BYTES = 4096
+# The longest line within a body, such as the size of a chunk.
+_MAX_LINE_BYTES = 64 << 10
 
 
 class Inbox:
@@ -44,14 +44,29 @@ class Inbox:
         self._head_bytes = 0
         # Whether more may come: not to a head that is refused as it is.
         self._may_wait = True
+        self._seconds_waited = 0.0
+        self._bytes_waited_for = 0
         self.closed = False
         self.bytes_read = 0
 
     def __len__(self) -> int:
         return len(self._buffer)
 
-    def feed(self, received: bytes) -> None:
+    def take_in(self) -> bool:
+        """Add what has come by now, without blocking; return whether the client is still there."""
+        try:
+            received = self._connection.recv(_RECEIVED_BYTES)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return True
+        except OSError:
+            return False
         self._buffer += received
+        return bool(received)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more is to be taken in before what there is has been answered."""
+        return len(self._buffer) >= _MAX_AHEAD_BYTES
 
     def has_request(self, max_head_bytes: int) -> bool:
         """Whether there is something for a worker: a head, or what will never be one.
@@ -66,9 +81,13 @@ class Inbox:
             return is_hopeless
         return len(self._buffer) >= self._head_bytes + self._awaited_body_bytes()
 
+    @property
+    def _line_start(self) -> int:
+        # A blank line in front of a request is passed over by those who parse it.
+        return 2 if self._buffer.startswith(b"\r\n") else 0
+
     def _find_head(self) -> bool:
-        # A blank line or two in front of a request is passed over by those who parse it.
-        start = max(self._looked_bytes - 3, 2 if self._buffer.startswith(b"\r\n") else 0)
+        start = max(self._looked_bytes - 3, self._line_start)
         self._looked_bytes = len(self._buffer)
         end = _HEAD_END.search(self._buffer, start)
         if end is not None:
@@ -77,19 +96,27 @@ class Inbox:
 
     def _is_malformed(self) -> bool:
         """Whether the first line can be refused already."""
-        end = self._buffer.find(b"\n", 0, 64 << 10)
-        is_bare = end >= 0 and not self._buffer.startswith(b"\r", max(0, end - 1))
-        return is_bare or not (self._buffer[:1].isalpha() or self._buffer[:1] == b"\r")
+        start = self._line_start
+        end = self._buffer.find(b"\n", start)
+        if end < 0:
+            begun = bytes(self._buffer[start : start + 2])
+            return not (begun[:1].isalpha() or begun in {b"", b"\r"})
+        line = self._buffer[start : end + 1]
+        return b" HTTP/" not in line or not line.endswith(b"\r\n")
 
     def _awaited_body_bytes(self) -> int:
-        if self._buffer.startswith((b"GET ", b"HEAD ")):
-            return 0
-        head = bytes(self._buffer[: self._head_bytes])
+        head = self.head
         length = _CONTENT_LENGTH.search(head)
         if length is None or _EXPECT.search(head):
             return 0
         count = int(length[1])
         return count if count <= _MAX_AWAITED_BODY_BYTES else 0
+
+    @property
+    def request_line(self) -> bytes:
+        """The first line of the request that there is, or that has begun to come."""
+        start = self._line_start
+        return bytes(self._buffer[start : start + _LINE_BYTES]).partition(b"\r\n")[0]
 
     @property
     def head(self) -> bytes:
@@ -104,11 +131,17 @@ class Inbox:
     def begin_next(self) -> None:
         """Look for the next request in what is left."""
         self._head_bytes = self._looked_bytes = 0
+        self._seconds_waited, self._bytes_waited_for = 0.0, 0
 
     # --- as a file, for a worker
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return ``size`` bytes, fewer at the end; without a size, all up to the end."""
+        """Return ``size`` bytes; without a size, all up to the end.
+
+        Raises:
+            TimeoutError: they do not come in time.
+            OSError: the client has hung up before.
+        """
         parts = []
         left = size if size is not None and size >= 0 else None
         while left is None or left > 0:
@@ -120,14 +153,14 @@ class Inbox:
         return b"".join(parts)
 
     def readline(self, size: int | None = -1) -> bytes:
-        """Return a line with its end, or ``size`` bytes of it."""
-        limit = size if size is not None and size >= 0 else None
+        """Return a line with its end, or ``size`` bytes of it; fails as ``read`` does."""
+        limit = size if size is not None and size >= 0 else _MAX_LINE_BYTES
         searched = 0
         while True:
             end = self._buffer.find(b"\n", searched)
             if end >= 0:
-                return self._take(end + 1 if limit is None else min(end + 1, limit))
-            if limit is not None and len(self._buffer) >= limit:
+                return self._take(min(end + 1, limit))
+            if len(self._buffer) >= limit:
                 return self._take(limit)
             searched = len(self._buffer)
             if not self._receive():
@@ -147,10 +180,21 @@ class Inbox:
         return taken
 
     def _receive(self) -> bool:
-        """Wait for more; return whether something has come."""
+        """Wait for more; return whether more may come at all."""
         if not self._may_wait:
             return False
         self._before_waiting()
+        patience = (self._connection.gettimeout() or 0) + (
+            self._bytes_waited_for / _SLOWEST_BYTES_PER_SECOND
+        )
+        if self._seconds_waited > patience:
+            raise TimeoutError("timed out")
+        begun_at = time.monotonic()
         received = self._connection.recv(_RECEIVED_BYTES)
+        self._seconds_waited += time.monotonic() - begun_at
+        self._bytes_waited_for += len(received)
+        if not received:
+            # Only bodies are waited for here, and half a body must not be taken for a whole one.
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self._buffer += received
-        return bool(received)
+        return True

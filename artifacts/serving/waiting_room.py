@@ -11,7 +11,6 @@ from typing import Any
 
 from artifacts.errors import TimedOut
 from artifacts.serving.connection import Connection
-from artifacts.serving.deliverer import has_hung_up
 from artifacts.serving.loop_thread import LoopThread
 from artifacts.serving.waiting import Wait
 
@@ -74,12 +73,12 @@ class WaitingRoom:
     def _look_at(self, number: int) -> None:
         """A waiting client sent something or hung up; which of the two?"""
         connection = self._guests[number].connection
-        if has_hung_up(connection.socket):
+        if not connection.inbox.take_in():
             _log.debug("a waiting client has hung up")
             self._let_go(number)
             self._has_gone(connection)
-        else:
-            # The next request, ahead of time: it has to wait, and so this stops looking.
+        elif connection.inbox.is_full:
+            # The next requests, ahead of time: they have to wait, and so this stops looking.
             self._loop.remove_reader(connection.socket)
 
 
