@@ -80,7 +80,7 @@ class Deliverer:
             self._end(under_way, is_whole=False)
             return
         except (CutShort, DevserverError) as error:
-            _log.warning("a client is cut: %s", error or "the file has become shorter")
+            _log.warning("a client is cut: %s", str(error) or "the file has become shorter")
             self._end(under_way, is_whole=False)
             return
         if standing is Standing.DONE:
