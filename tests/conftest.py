@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from archive_server import ArchiveServer
@@ -21,7 +22,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers in the test's directory; all of them are ended after it."""
     started: list[RunningServer] = []
 
-    def start(*options: str, name: str = "server", **more: dict[str, str]) -> RunningServer:
+    def start(*options: str, name: str = "server", **more: Any) -> RunningServer:
         started.append(RunningServer(tmp_path / name, *options, **more))
         return started[-1]
 

@@ -20,7 +20,14 @@ END_SECONDS = 45
 class RunningServer:
     """A server on a free port, with directories below ``directory``; end it with ``stop``."""
 
-    def __init__(self, directory: Path, *options: str, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        open_files: int | None = None,
+    ):
+        """Start it; it may have no more than ``open_files`` open, if that is given."""
         self.directory = directory
         self.static_directory = directory / "static"
         directory.mkdir(parents=True, exist_ok=True)
@@ -30,6 +37,7 @@ class RunningServer:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *(_limited_to(open_files) if open_files is not None else ()),
                     *(sys.executable, str(REPOSITORY / "devserver.py")),
                     *("--host", "127.0.0.1", "--port", "0", "--portfile", str(portfile)),
                     *("--data-dir", str(directory / "data")),
@@ -40,7 +48,8 @@ class RunningServer:
                 stderr=log,
                 env={**os.environ, **(environment or {})},
             )
-        self.url = f"http://127.0.0.1:{self._read_port(portfile)}"
+        self.port = self._read_port(portfile)
+        self.url = f"http://127.0.0.1:{self.port}"
         self.session = requests.Session()
         self.session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=400))
 
@@ -92,3 +101,7 @@ class RunningServer:
             raise
         finally:
             self.session.close()
+
+
+def _limited_to(open_files: int) -> tuple[str, ...]:
+    return ("sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh")

@@ -1,0 +1,487 @@
+"""The server's front: who gets a worker, who waits, who is turned away, and how it all ends."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from polling import wait_until
+from raw_client import RawClient
+from small_server import (
+    Environ,
+    Held,
+    open_files,
+    port_of,
+    serve_file,
+    serving_threads,
+    small_server,
+)
+
+from artifacts.errors import NotFound
+from artifacts.serving.answer import text_answer, text_error
+from artifacts.serving.front import ClientLimits
+from artifacts.serving.http_server import HttpServer
+from artifacts.serving.waiting import Wait
+
+BIG_BYTES = 30_000_000
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    held = Held()
+    yield held
+    held.let_go.set()
+
+
+@pytest.fixture
+def big_file(tmp_path: Path) -> Path:
+    path = tmp_path / "big"
+    path.write_bytes(bytes(BIG_BYTES))
+    return path
+
+
+def wait_for(future: Future[str], seconds: float = 60) -> Wait:
+    def answer(outcome: Future[str]) -> object:
+        error = outcome.exception()
+        return text_answer(outcome.result()) if error is None else text_error(error)
+
+    return Wait(future, seconds, answer)  # type: ignore[arg-type]
+
+
+def ask(server: HttpServer, target: str) -> tuple[int, str]:
+    with RawClient(port_of(server)) as client:
+        reply = client.get(target).reply()
+        return reply.status, reply.text
+
+
+def clients_of(server: HttpServer) -> int:
+    return len(server.connections_open)
+
+
+@pytest.mark.parametrize(("target", "kind"), [("/a", "text/plain"), ("/api/a", "application/json")])
+def test_who_waits_too_long_for_a_worker_is_turned_away(target: str, kind: str, held: Held) -> None:
+    with (
+        small_server(threads=2, limits=ClientLimits(queue_seconds=0.1), held=held) as server,
+        RawClient(port_of(server)) as first,
+        RawClient(port_of(server)) as second,
+        RawClient(port_of(server)) as third,
+    ):
+        first.get("/held")
+        second.get("/held")
+        held.wait_for_begun(2)
+        refused = third.get(target).reply()
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.headers["content-type"].startswith(kind)
+        assert "all workers are busy" in refused.text
+        assert third.is_hung_up_on
+        held.let_go.set()
+        assert (first.reply().text, second.reply().text) == ("late", "late")
+        assert ask(server, "/a")[0] == 200
+        assert first.get("/a").reply().status == 200
+
+
+def test_no_more_wait_for_a_worker_than_will_get_one(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("artifacts.serving.work_queue._MAX_QUEUED", 2)
+    with (
+        small_server(threads=1, limits=ClientLimits(queue_seconds=60), held=held) as server,
+        ExitStack() as stack,
+    ):
+
+        def client() -> RawClient:
+            return stack.enter_context(RawClient(port_of(server)))
+
+        first = client().get("/held")
+        held.wait_for_begun()
+        waiting = [client().get("/held") for _ in range(2)]
+        wait_until(lambda: clients_of(server) == 3)
+        refusals = [client().get("/a").reply().status for _ in range(5)]
+        assert refusals == [503] * 5
+        held.let_go.set()
+        assert [c.reply().text for c in (first, *waiting)] == ["late"] * 3
+        # Those who were refused take nobody's place.
+        assert [ask(server, "/a")[0] for _ in range(5)] == [200] * 5
+
+
+@pytest.mark.parametrize(
+    ("begun", "kind"),
+    [
+        (b"G", b"text/plain"),
+        (b"GET /a HTTP/1.1\r\nHost:", b"text/plain"),
+        (b"GET /api/a HTTP/1.1\r\n", b"application/json"),
+        (
+            b"POST /api/a HTTP/1.1\r\nHost: lab\r\nContent-Length: 5\r\n\r\nfour",
+            b"application/json",
+        ),
+    ],
+)
+def test_a_request_that_does_not_end_is_408_and_needs_no_worker(begun: bytes, kind: bytes) -> None:
+    with (
+        small_server(threads=1, limits=ClientLimits(request_seconds=0.2)) as server,
+        RawClient(port_of(server)) as client,
+    ):
+        client.send(begun)
+        assert ask(server, "/a")[0] == 200
+        answer = client.rest()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert kind in answer
+
+
+@pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET /a HTTP/1.1\r\nHost: lab\r\n\r\n"])
+def test_an_idle_client_is_hung_up_on(begun: bytes) -> None:
+    with (
+        small_server(limits=ClientLimits(request_seconds=0.2)) as server,
+        RawClient(port_of(server)) as client,
+    ):
+        client.send(begun)
+        if begun.startswith(b"GET"):
+            assert client.reply().status == 200
+        assert client.is_hung_up_on
+
+
+def test_a_large_body_that_stops_keeps_its_worker_for_a_bounded_time() -> None:
+    limits = ClientLimits(request_seconds=0.3)
+    with (
+        small_server(threads=1, limits=limits) as server,
+        RawClient(port_of(server)) as client,
+    ):
+        client.get("/a", "POST", Content_Length="100000").send(b"a" * 5000)
+        assert client.reply().status == 408
+        assert client.is_hung_up_on
+        assert ask(server, "/a")[0] == 200
+
+
+def test_a_large_body_that_is_cut_short_is_not_answered_as_if_it_were_whole() -> None:
+    bodies = []
+
+    def keep(environ: Environ) -> str:
+        bodies.append(environ["wsgi.input"].read())
+        return "kept"
+
+    with small_server(threads=1, keep=keep) as server:
+        with RawClient(port_of(server)) as client:
+            client.get("/keep", "POST", Content_Length="100000").send(b"a" * 5000)
+            client.socket.shutdown(socket.SHUT_WR)
+            assert b" 400 " in client.rest().split(b"\r\n")[0]
+        assert bodies == []
+
+
+def test_a_file_is_sent_only_behind_its_head(big_file: Path) -> None:
+    # The body that the client announces has to be read before its answer is begun.
+    limits = ClientLimits(request_seconds=0.2)
+    with small_server(limits=limits, file=serve_file(big_file)) as server:
+        assert ask(server, "/a")[0] == 200
+        wait_until(lambda: clients_of(server) == 0)
+        open_before = open_files()
+        with RawClient(port_of(server)) as client:
+            client.get("/file", "GET", Content_Length="100000")
+            assert client.rest() == b""
+        wait_until(lambda: open_files() <= open_before)
+
+
+def test_more_clients_than_there_is_room_for_are_served_in_turn() -> None:
+    with small_server(limits=ClientLimits(max_connections=2)) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(port_of(server))).get("/a") for _ in range(7)]
+        for n, client in enumerate(clients):
+            assert client.reply().status == 200
+            assert clients_of(server) <= 2, n
+            client.close()
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as probe:
+        lowest_free = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_clients_wait_while_no_more_files_can_be_opened(caplog: pytest.LogCaptureFixture) -> None:
+    with small_server() as server, socket.socket() as client, RawClient(port_of(server)) as other:
+        assert other.get("/a").reply().status == 200
+        with no_more_files():
+            client.connect(("127.0.0.1", port_of(server)))
+            client.sendall(b"GET /a HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: "no more connections can be accepted" in caplog.text)
+            assert other.get("/a").reply().status == 200
+        client.settimeout(60)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), SystemExit(1)])
+def test_an_application_that_fails_costs_its_client_only(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Environ) -> str:
+        raise error
+
+    with small_server(threads=1, fail=fail) as server:
+        for _ in range(3):
+            with RawClient(port_of(server)) as client:
+                answer = client.get("/fail").rest()
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 500 ")
+            assert b"wrong" not in answer
+        assert ask(server, "/a")[0] == 200
+        wait_until(lambda: clients_of(server) == 0)
+    assert caplog.text.count("Traceback") == 3
+
+
+def test_a_wait_may_end_in_another_wait_and_that_in_a_file(big_file: Path) -> None:
+    first: Future[None] = Future()
+    second: Future[None] = Future()
+
+    def wait(environ: Environ) -> Wait:
+        file = serve_file(big_file)
+        return Wait(first, 60, lambda _: Wait(second, 60, lambda _: file(environ)))
+
+    with (
+        small_server(threads=1, wait=wait) as server,
+        RawClient(port_of(server)) as client,
+        RawClient(port_of(server)) as head,
+    ):
+        assert client.get("/a").reply().status == head.get("/a").reply().status == 200
+        open_before = open_files()
+        for _ in range(2):
+            client.get("/wait", Range="bytes=5-9")
+            head.get("/wait", "HEAD")
+            # Both are with a worker no more.
+            assert ask(server, "/a")[0] == 200
+            first.set_result(None) if not first.done() else None
+            assert ask(server, "/a")[0] == 200
+            second.set_result(None) if not second.done() else None
+            reply = client.reply()
+            assert (reply.status, reply.body) == (206, bytes(5))
+            assert head.reply("HEAD").headers["content-length"] == str(BIG_BYTES)
+        wait_until(lambda: open_files() <= open_before)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (NotFound("there is no such build"), 404, "there is no such build"),
+        (ValueError("wrong"), 500, "internal error; the server's log says more"),
+    ],
+)
+def test_a_wait_whose_end_fails_is_answered_in_words(
+    error: Exception, status: int, words: str
+) -> None:
+    future: Future[str] = Future()
+
+    def fail(_: Future[str]) -> object:
+        raise error
+
+    handlers = {
+        "told": lambda _: wait_for(future),
+        "raised": lambda _: Wait(future, 60, fail),  # type: ignore[arg-type]
+        "over": lambda _: Wait(failed, 60, fail),  # type: ignore[arg-type]
+    }
+    failed: Future[str] = Future()
+    failed.set_exception(error)
+    with (
+        small_server(**handlers) as server,  # type: ignore[arg-type]
+        RawClient(port_of(server)) as told,
+        RawClient(port_of(server)) as raised,
+    ):
+        told.get("/told")
+        raised.get("/raised")
+        assert ask(server, "/over") == (status, words)
+        future.set_exception(error)
+        for client in (told, raised):
+            reply = client.reply()
+            assert (reply.status, reply.text) == (status, words)
+            assert client.get("/a").reply().status == 200
+
+
+def test_a_wait_is_bounded_by_its_own_time() -> None:
+    future: Future[str] = Future()
+    with (
+        small_server(wait=lambda _: wait_for(future, 0.1)) as server,
+        RawClient(port_of(server)) as client,
+    ):
+        assert client.get("/wait").reply().status == 504
+        # It may ask again, over the same connection.
+        future.set_result("there")
+        assert client.get("/wait").reply().text == "there"
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 100])
+def test_a_client_that_hangs_up_while_it_waits_is_let_go(ahead: int) -> None:
+    future: Future[str] = Future()
+    with small_server(wait=lambda _: wait_for(future)) as server:
+        for hang_up in (RawClient.close, RawClient.reset):
+            client = RawClient(port_of(server)).get("/wait")
+            # Requests ahead of time do not hide it.
+            for _ in range(ahead):
+                client.get("/a")
+            wait_until(lambda: clients_of(server) == 1)
+            assert ask(server, "/a")[0] == 200
+            hang_up(client)
+            wait_until(lambda: clients_of(server) == 0)
+        future.set_result("for nobody")
+        assert ask(server, "/wait") == (200, "for nobody")
+
+
+def test_clients_that_hang_up_while_they_are_queued_or_worked_for_leave_nothing(held: Held) -> None:
+    with small_server(threads=1, held=held) as server:
+        open_before = open_files()
+        worked_for = RawClient(port_of(server)).get("/held")
+        held.wait_for_begun()
+        queued = [RawClient(port_of(server)).get("/held") for _ in range(5)]
+        wait_until(lambda: clients_of(server) == 6)
+        queued.pop().reset()
+        for client in (worked_for, *queued):
+            client.close()
+        held.let_go.set()
+        wait_until(lambda: clients_of(server) == 0)
+        wait_until(lambda: open_files() <= open_before)
+        assert ask(server, "/a")[0] == 200
+
+
+def test_what_is_sent_ahead_of_an_answer_is_bounded() -> None:
+    future: Future[str] = Future()
+    with (
+        small_server(wait=lambda _: wait_for(future)) as server,
+        RawClient(port_of(server)) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.get("/wait")
+        count = 200_000
+        sending = pool.submit(client.send, b"GET /a HTTP/1.1\r\nHost: lab\r\n\r\n" * count)
+        wait_until(lambda: clients_of(server) == 1)
+        (connection,) = server.connections_open
+        wait_until(lambda: connection.inbox.is_full)
+        assert ask(server, "/a")[0] == 200
+        assert not sending.done()
+        assert len(connection.inbox) < 200_000
+        # It gives up before all is sent.
+        client.socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(OSError):
+            sending.result()
+
+
+def test_the_log_tells_what_was_sent_of_each_answer(
+    big_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "devserver.access")
+    with (
+        small_server(file=serve_file(big_file)) as server,
+        RawClient(port_of(server)) as client,
+    ):
+        assert client.get("/api/a").reply().status == 200
+        assert client.send(b"nonsense\r\n").rest().startswith(b"HTTP/1.1 400 ")
+        with RawClient(port_of(server)) as other:
+            head = other.get("/file", "HEAD").socket.recv(10_000)
+        wait_until(lambda: len(access_log(caplog)) == 3)
+    lines = access_log(caplog)
+    assert '"GET /api/a HTTP/1.1" 200 ' in lines[0]
+    assert '"nonsense" 400 ' in lines[1]
+    assert f'"HEAD /file HTTP/1.1" 200 {len(head)} ' in lines[2]
+
+
+def access_log(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "devserver.access"]
+
+
+def test_a_large_answer_from_memory_is_taken_as_slowly_as_its_client_likes() -> None:
+    text = "line\n" * 2_000_000
+    with (
+        small_server(threads=1, list=lambda _: text) as server,
+        RawClient(port_of(server), is_slow=True) as client,
+    ):
+        client.get("/list").get("/a")
+        assert client.socket.recv(1, socket.MSG_PEEK) == b"H"
+        assert ask(server, "/a")[0] == 200
+        assert ask(server, "/list")[1] == text
+        assert client.hurry().reply().text == text
+        assert client.reply().status == 200
+
+
+def test_the_server_ends_in_time_whatever_its_clients_do(big_file: Path, held: Held) -> None:
+    def lingering(_: Environ) -> str:
+        return "the last answer"
+
+    open_before = open_files()
+    future: Future[str] = Future()
+    handlers = {
+        "wait": lambda _: wait_for(future),
+        "held": held,
+        "file": serve_file(big_file),
+        "lingering": lingering,
+    }
+    with (
+        ExitStack() as stack,
+        small_server(threads=1, **handlers) as server,  # type: ignore[arg-type]
+    ):
+
+        def client(*, is_slow: bool = False) -> RawClient:
+            return stack.enter_context(RawClient(port_of(server), is_slow=is_slow))
+
+        idle = client()
+        kept = client()
+        assert kept.get("/a").reply().status == 200
+        half = client().send(b"GET / HTTP/1.1\r\nHo")
+        waiting = client().get("/wait")
+        lingers = client().get("/lingering", Connection="close")
+        assert lingers.reply().text == "the last answer"
+        sending = client(is_slow=True).get("/file")
+        sending.read(1000)
+        working = client().get("/held")
+        held.wait_for_begun()
+        queued = client().get("/a")
+        wait_until(lambda: clients_of(server) == 8)
+        with ThreadPoolExecutor(1) as pool:
+            stopping = pool.submit(server.stop, 2)
+            assert idle.is_hung_up_on and kept.is_hung_up_on
+            assert half.is_hung_up_on
+            held.let_go.set()
+            assert working.reply().text == "late"
+            assert queued.reply().status == 200
+            refused = waiting.reply()
+            assert (refused.status, "shutting down" in refused.text) == (503, True)
+            stopping.result(timeout=60)
+        assert len(sending.rest()) < BIG_BYTES
+        assert lingers.is_hung_up_on
+        assert serving_threads() == set()
+        assert clients_of(server) == 0
+    assert open_files() <= open_before
+
+
+def test_the_end_waits_for_a_client_that_goes_on_reading(big_file: Path) -> None:
+    with (
+        small_server(file=serve_file(big_file)) as server,
+        RawClient(port_of(server)) as client,
+        RawClient(port_of(server)) as idle,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.get("/file")
+        assert client.socket.recv(1, socket.MSG_PEEK) == b"H"
+        stopping = pool.submit(server.stop, 60)
+        assert idle.is_hung_up_on
+        assert client.reply().body == bytes(BIG_BYTES)
+        stopping.result(timeout=60)
+
+
+def test_a_worker_that_never_ends_does_not_hold_up_the_end(held: Held) -> None:
+    with small_server(threads=1, held=held) as server, RawClient(port_of(server)) as client:
+        client.get("/held")
+        held.wait_for_begun()
+        let_go = threading.Timer(0.5, held.let_go.set)
+        let_go.start()
+        server.stop(timeout_seconds=0.1)
+        assert client.rest() == b""
+        assert serving_threads() == set()
+        let_go.join()
