@@ -163,8 +163,14 @@ class Config(BaseSettings):
 
     @property
     def certificate(self) -> tuple[Path, Path] | None:
-        """The files of the certificate's chain and of its key, to serve HTTPS; None for HTTP."""
+        """The files of the certificate's chain and of its key, to serve HTTPS; None for HTTP.
+
+        Raises:
+            ConfigError: there is a key alone, and so HTTPS is expected.
+        """
         if self.tls_certificate is None:
+            if self.tls_key is not None:
+                raise ConfigError("--tls-key is of no use without --tls-certificate; give both")
             return None
         return self.tls_certificate, self.tls_key or self.tls_certificate
 
