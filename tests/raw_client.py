@@ -71,6 +71,12 @@ class RawClient:
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         return self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
+    def wait_for_answer(self) -> RawClient:
+        """Return once an answer has begun to come, and read no more of it than that."""
+        while not self._received:
+            self._receive(1)
+        return self
+
     def reply(self, method: str = "GET") -> Reply:
         """Read the next answer, which is that to ``method``."""
         head = self._read_to(b"\r\n\r\n").decode("latin-1")
@@ -115,8 +121,8 @@ class RawClient:
         assert self._read_to(b"\r\n") == b"\r\n"
         return body
 
-    def _receive(self) -> None:
-        block = self.socket.recv(1 << 20)
+    def _receive(self, max_bytes: int = 1 << 20) -> None:
+        block = self.socket.recv(max_bytes)
         if not block:
             raise ConnectionResetError(f"hung up on, after {self._received[-1000:]!r}")
         self._received += block

@@ -402,8 +402,7 @@ def test_a_large_answer_from_memory_is_taken_as_slowly_as_its_client_likes() -> 
         small_server(threads=1, list=lambda _: text) as server,
         RawClient(port_of(server), is_slow=True) as client,
     ):
-        client.get("/list").get("/a")
-        assert client.socket.recv(1, socket.MSG_PEEK) == b"H"
+        client.get("/list").get("/a").wait_for_answer()
         assert ask(server, "/a")[0] == 200
         assert ask(server, "/list")[1] == text
         assert client.hurry().reply().text == text
@@ -437,12 +436,12 @@ def test_the_server_ends_in_time_whatever_its_clients_do(big_file: Path, held: H
         waiting = client().get("/wait")
         lingers = client().get("/lingering", Connection="close")
         assert lingers.reply().text == "the last answer"
-        sending = client(is_slow=True).get("/file")
-        sending.read(1000)
+        sending = client(is_slow=True).get("/file").wait_for_answer()
         working = client().get("/held")
         held.wait_for_begun()
-        queued = client().get("/a")
-        wait_until(lambda: clients_of(server) == 8)
+        queued = client().get("/queued")
+        wait_until(lambda: any(b"queued" in c.inbox.head for c in list(server.connections_open)))
+        assert clients_of(server) == 8
         with ThreadPoolExecutor(1) as pool:
             stopping = pool.submit(server.stop, 2)
             assert idle.is_hung_up_on and kept.is_hung_up_on
@@ -467,8 +466,7 @@ def test_the_end_waits_for_a_client_that_goes_on_reading(big_file: Path) -> None
         RawClient(port_of(server)) as idle,
         ThreadPoolExecutor(1) as pool,
     ):
-        client.get("/file")
-        assert client.socket.recv(1, socket.MSG_PEEK) == b"H"
+        client.get("/file").wait_for_answer()
         stopping = pool.submit(server.stop, 60)
         assert idle.is_hung_up_on
         assert client.reply().body == bytes(BIG_BYTES)
