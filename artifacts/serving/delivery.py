@@ -81,9 +81,11 @@ class Delivery:
         Raises:
             OSError: the disk fails.
         """
-        if self.file is not None:
+        # The client may be cut meanwhile, which closes the file.
+        file = self.file
+        if file is not None:
             count = min(_SENT_AT_ONCE_BYTES, self._stop - self._position)
-            os.preadv(self.file.fileno(), [bytearray(count)], self._position)
+            os.preadv(file.fileno(), [bytearray(count)], self._position)
             self._warm_stop = self._position + count
 
     def close(self) -> None:
@@ -119,6 +121,7 @@ class Delivery:
             elif self._parts:
                 literal, self._position, self._stop = self._parts.popleft()
                 self._literal = memoryview(literal)
+                self._warm_stop = 0
                 continue
             else:
                 return Standing.DONE
