@@ -75,12 +75,16 @@ def test_a_file_that_changes_while_others_of_its_glob_come_is_told_in_words(
         url = f"{archive.url}/{NAME}"
         archive.misbehave(f"/{NAME}/nested/second", Fault(hold=holds["nested/second"]), times=1)
         everything = pool.submit(stage_all, server, archive)
-        wait_until(lambda: server.get(f"/static/{NAME}/first").status_code == 200)
 
+        def first_is_published() -> bool:
+            head = server.session.head(f"{server.url}/static/{NAME}/first", timeout=60)
+            return "ETag" in head.headers
+
+        wait_until(first_is_published)
         (root / NAME / "first").write_bytes(b"replaced")
         archive.misbehave(f"/{NAME}/first", Fault(hold=holds["first"]), times=1)
         first = pool.submit(server.get, "/stage", archive_url=url, files="first")
-        wait_until(lambda: server.get(f"/static/{NAME}/first").status_code == 404)
+        wait_until(lambda: not first_is_published())
         holds["nested/second"].set()
         status, text = everything.result(60)
         assert (status, "first" in text, "replaced" in text) == (502, True, True), text
