@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from artifacts.serving.file_answer import FileAnswer, Origin, WholeFile, file_an
 
 # Reading counts as use of the build, and it is the long way that counts it.
 _LIFETIME_SECONDS = 5.0
-_MAX_FILES = 4096
+_MAX_FILES = 16384
 # A file's path is no longer; what clients put behind it is not to fill the memory.
 _MAX_KEY_BYTES = 2048
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -55,7 +56,8 @@ class HotFiles:
     """The files that were answered lately, by request target and host."""
 
     def __init__(self) -> None:
-        # Workers add and the front looks up, each by single operations of the dictionary.
+        # Workers add, under the lock; the front looks up without, by single operations.
+        self._adding = threading.Lock()
         self._files: dict[tuple[bytes, bytes], _HotFile] = {}
 
     def remember(self, target: bytes, host: bytes, answer: FileAnswer) -> None:
@@ -64,20 +66,20 @@ class HotFiles:
             return
         if len(target) + len(host) > _MAX_KEY_BYTES:
             return
-        if len(self._files) >= _MAX_FILES:
-            self._files.clear()
         valid_until = time.monotonic() + _LIFETIME_SECONDS
-        identity = _identity(answer.file.fileno())
-        self._files[target, host] = _HotFile(answer.origin, identity, valid_until)
+        hot = _HotFile(answer.origin, _identity(answer.file.fileno()), valid_until)
+        with self._adding:
+            # Last, as the newest: the first are the oldest, and go first.
+            self._files.pop((target, host), None)
+            while len(self._files) >= _MAX_FILES:
+                del self._files[next(iter(self._files))]
+            self._files[target, host] = hot
 
     def answer(self, request: SimpleRequest) -> FileAnswer | None:
         """Answer a request again; None: it has to go the whole way."""
         key = request.target, request.host
         hot = self._files.get(key)
-        if hot is None:
-            return None
-        if hot.valid_until < time.monotonic():
-            self._files.pop(key, None)
+        if hot is None or hot.valid_until < time.monotonic():
             return None
         try:
             file = WholeFile(os.open(hot.origin.path, _FLAGS))
