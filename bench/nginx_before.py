@@ -32,7 +32,7 @@ def nginx_before(
     """nginx before a devserver that was started by ``devserver_behind_nginx``.
 
     ``asks``: for each file, nginx asks devserver (X-Accel-Redirect); else it serves what is
-    published by itself, and asks for what it does not find (try_files).
+    published by itself, and asks for what it does not find.
     """
     port = free_port()
     configuration = (REPOSITORY / "deploy" / "nginx.conf").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def nginx_before(
         configuration = configuration.replace(there, here)
     if asks:
         configuration = _STATIC_LOCATION.sub("\n", configuration)
-    way = "X-Accel-Redirect" if asks else "try_files"
+    way = "X-Accel-Redirect" if asks else "which sends what is published"
     with run_nginx(directory, configuration) as process:
         yield WebServer(
             name=f"devserver behind nginx, {way}",

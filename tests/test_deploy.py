@@ -46,7 +46,7 @@ def found(pattern: str, text: str) -> str:
 
 def test_nginx_and_devserver_meet(nginx: str, config: Config) -> None:
     assert found(r"server (\S+);", nginx) == f"{config.host}:{config.port}"
-    assert found(r"location (\S+) \{\s+internal;", nginx) == config.accel_redirect
+    assert found(r"location \^~ (\S+) \{\s+internal;", nginx) == config.accel_redirect
     assert found(r"syslog:server=unix:(/[^,]+),", nginx) == str(config.nginx_log)
 
 
