@@ -77,6 +77,7 @@ _log = logging.getLogger("devserver")
 _STAGING_THREADS = 128
 _WRITEBACK_THREADS = 4
 # Threads that look for members of archives and extract them, which takes a processor each.
+_REMOTE_MEMBER_THREADS = 16
 _MEMBER_THREADS = 8
 # Threads that look whether files have been uploaded.
 _UPLOAD_WATCH_THREADS = 128
@@ -402,9 +403,10 @@ class Parts:
         undo.callback(lambda: workers.close(timeout_seconds=5))
         stopped = threading.Event()
         undo.callback(stopped.set)
-        remotes = RemoteArchives(
-            self.sources, self.connections, equipment.fetch_limits.retries, stopped
-        )
+        # Apart from fetches: an archive that hangs must not hold up staging from others.
+        readers = Workers("remote-member", _REMOTE_MEMBER_THREADS)
+        undo.callback(lambda: readers.close(timeout_seconds=1))
+        remotes = RemoteArchives(self.sources, readers, equipment.fetch_limits.retries, stopped)
         archive_files = ArchiveFiles(
             self.staging,
             self.downloads,

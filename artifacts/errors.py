@@ -109,6 +109,13 @@ class Busy(DevserverError):
         super().__init__(message, retry_after_seconds=retry_after_seconds)
 
 
+def busy_if_out_of_files(error: OSError) -> Busy | None:
+    """Return what to tell instead, if this process or the system has too many files open."""
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return Busy("too many files are open; ask again")
+    return None
+
+
 def shutting_down() -> Busy:
     return Busy("the server is shutting down")
 

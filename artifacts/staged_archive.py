@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import ArchiveError, ArchiveFileChanged, NotFound
+from artifacts.errors import ArchiveError, ArchiveFileChanged, NotFound, busy_if_out_of_files
 from artifacts.manifest import StagedFile
 from artifacts.member_index import Form, Kind, Member
 from artifacts.unpack_zip import buffered_reader, is_stored, stored_start
@@ -82,7 +82,8 @@ def _open(path: Path, name: str) -> int:
     try:
         descriptor = os.open(path, _FLAGS)
     except OSError as error:
-        raise NotFound(f"{name} cannot be read: {error.strerror}") from error
+        missing = NotFound(f"{name} cannot be read: {error.strerror}")
+        raise busy_if_out_of_files(error) or missing from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotFound(f"{name} is no file any more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -66,7 +67,7 @@ class Line:
         self._far, self.near = socket.socketpair()
         self.near.setblocking(False)
         self.waits = 0
-        self.inbox = Inbox(self.near, self._note_wait)
+        self.inbox = Inbox(self.near, threading.Semaphore(1), self._note_wait)
 
     def _note_wait(self) -> None:
         self.waits += 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from artifacts.errors import DevserverError
+from artifacts.errors import DevserverError, busy_if_out_of_files
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def json_error(error: BaseException) -> Answer:
 def _as_known(error: BaseException) -> DevserverError:
     if isinstance(error, DevserverError):
         return error
+    if isinstance(error, OSError) and (busy := busy_if_out_of_files(error)):
+        return busy
     _log.error("an error that nobody expected", exc_info=error)
     return DevserverError("internal error; the server's log says more")
 

@@ -33,7 +33,16 @@ def _error_page(**about: Any) -> bytes:
     elif status == 500:
         message = "internal error; the server's log says more"
     shape = json_error if cherrypy.request.path_info.startswith("/api/") else text_error
-    answer = shape(DevserverError(message, status=status, code=f"http_{status}"))
+    retry_after_seconds = 5 if status == 503 else None
+    answer = shape(
+        DevserverError(
+            message,
+            status=status,
+            code=f"http_{status}",
+            retry_after_seconds=retry_after_seconds,
+        )
+    )
+    cherrypy.response.headers.update(answer.headers)
     cherrypy.response.status = answer.status
     cherrypy.response.headers["Content-Type"] = answer.content_type
     return answer.body

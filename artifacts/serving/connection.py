@@ -23,7 +23,7 @@ from artifacts.serving.answer import Answer, text_error
 from artifacts.serving.delivery import Delivery
 from artifacts.serving.file_answer import FileAnswer
 from artifacts.serving.hot_files import SimpleRequest
-from artifacts.serving.inbox import Inbox
+from artifacts.serving.inbox import Inbox, TooManyBodies
 from artifacts.serving.waiting import Exchange, Reply, Wait
 
 _access_log = logging.getLogger("devserver.access")
@@ -176,6 +176,8 @@ class _Body:
     def _checked(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
         try:
             return read(size)
+        except TooManyBodies:
+            status, reason = 503, "too many requests are on their way in; ask again"
         except MaxSizeExceeded:
             status, reason = 413, "the request's body is too large"
         except ValueError:
@@ -198,6 +200,11 @@ class _Request(HTTPRequest):
     def read_request_headers(self) -> bool:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]
             return False
+        # Its options are a list, and in any case (RFC 9110, section 7.6.1).
+        listed = self.inheaders.get(b"Connection", b"").lower().split(b",")
+        options = {option.strip() for option in listed}
+        is_old = self.response_protocol != "HTTP/1.1"
+        self.close_connection = b"close" in options or (is_old and b"keep-alive" not in options)
         # Python takes more for a number than RFC 9110, section 8.6, does.
         if self.inheaders.get(b"Content-Length", b"0").isdigit():
             return True
@@ -242,7 +249,7 @@ class Connection(HTTPConnection):
     def _make_file(self, connection: socket.socket, mode: str, _: int) -> Any:
         if "w" in mode:
             return _Outbox(connection)
-        return Inbox(connection, lambda: self.wfile.send_now())
+        return Inbox(connection, self.server.body_waits, lambda: self.wfile.send_now())
 
     def begin(self) -> None:
         """Note that there is a request."""
@@ -256,7 +263,10 @@ class Connection(HTTPConnection):
 
         Returns whether the connection is to be kept.
         """
-        self.is_kept = super().communicate()  # type: ignore[no-untyped-call]
+        try:
+            self.is_kept = super().communicate()  # type: ignore[no-untyped-call]
+        finally:
+            self.inbox.end_body()
         self._note_request()
         return self.is_kept
 

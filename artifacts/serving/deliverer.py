@@ -142,12 +142,9 @@ class Deliverer:
             self._send(under_way)
 
     def _look_at(self, under_way: _UnderWay) -> None:
-        """A client that waits sent something or hung up; which of the two?"""
-        if not under_way.connection.inbox.take_in():
+        """A client that waits sent something, or hung up; too much ahead is as good as that."""
+        if not under_way.connection.inbox.take_in() or under_way.connection.inbox.is_full:
             self._end(under_way, is_whole=False)
-        elif under_way.connection.inbox.is_full:
-            # The next requests, ahead of time: they have to wait, and so this stops looking.
-            self._loop.remove_reader(under_way.connection.socket)
 
     # --- ending
 
@@ -165,7 +162,7 @@ class Deliverer:
         self._under_way.discard(under_way)
         self._stop_watching(under_way)
         self._stop_writing(under_way)
-        under_way.delivery.close()
+        close_apart(under_way.delivery, self._disk_readers)
         under_way.ended(is_whole)
 
     def _stop_watching(self, under_way: _UnderWay) -> None:
@@ -178,3 +175,16 @@ class Deliverer:
         if under_way.is_writing:
             under_way.is_writing = False
             self._loop.remove_writer(under_way.connection.socket)
+
+
+def close_apart(delivery: Delivery, disk_workers: Workers) -> None:
+    """Close a delivery's file on another thread, if that may take time: the last to close a file
+    that is not published any more frees what it takes on the disk.
+    """
+    if delivery.closes_at_once:
+        delivery.close()
+        return
+    try:
+        disk_workers.submit(delivery.close)
+    except Busy:
+        delivery.close()  # the server ends

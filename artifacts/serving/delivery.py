@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections import deque
 
-from artifacts.serving.file_answer import FileAnswer, ServedFile
+from artifacts.serving.file_answer import FileAnswer, ServedFile, WholeFile
 
 # What is sent at once of a file where the kernel cannot do it, as through TLS, which takes no more.
 _COPIED_BYTES = 16 << 10
@@ -87,6 +87,12 @@ class Delivery:
             count = min(_SENT_AT_ONCE_BYTES, self._stop - self._position)
             os.preadv(file.fileno(), [bytearray(count)], self._position)
             self._warm_stop = self._position + count
+
+    @property
+    def closes_at_once(self) -> bool:
+        """Whether closing the file cannot mean to wait for the disk."""
+        is_whole = isinstance(self.file, WholeFile)
+        return self.file is None or (is_whole and os.fstat(self.file.fileno()).st_nlink > 0)
 
     def close(self) -> None:
         if self.file is not None:

@@ -2,8 +2,8 @@
 
 One event loop accepts connections, reads the heads of requests, and keeps those whose answers have
 to wait. A connection goes to a worker only when its request is there, and comes back with the
-answer. What is more than a few bytes is sent by loops of their own, the senders. Neither ever waits
-for a disk: what is not in the page cache is read ahead by threads for that.
+answer. Files are sent by loops of their own, the senders, unless they are small and at hand. None
+of them ever waits for a disk: what is not in the page cache is read ahead by threads for that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from artifacts.errors import BadRequest, DevserverError, TimedOut, shutting_down
 from artifacts.serving.acceptor import Acceptor, Handshakes
 from artifacts.serving.answer import json_error, text_error
 from artifacts.serving.connection import Connection
-from artifacts.serving.deliverer import Deliverer
+from artifacts.serving.deliverer import Deliverer, close_apart
 from artifacts.serving.delivery import CutShort, Delivery, Standing
 from artifacts.serving.hot_files import HotFiles, parse_simple
 from artifacts.serving.lingerer import Lingerer
@@ -265,11 +265,11 @@ class Front:
             is_sent = is_at_hand and delivery.send(connection.socket, _TRY_BYTES) is Standing.DONE
         except (OSError, CutShort, DevserverError) as error:
             _log.debug("a client is cut: %s", error)
-            delivery.close()
+            close_apart(delivery, self._disk_readers)
             self._ended(connection, delivery, is_whole=False)
             return False
         if is_sent:
-            delivery.close()
+            close_apart(delivery, self._disk_readers)
             self._ended(connection, delivery, is_whole=True)
             return True
         self._stop_reading(connection)

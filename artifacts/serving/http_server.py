@@ -9,6 +9,7 @@ import logging
 import resource
 import socket
 import ssl
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class HttpServer(Server):
         self.connections_open: set[Connection] = set()
         self.ssl_adapter = _tls(*certificate) if certificate else None
         self.hot_files = HotFiles()
+        # Clients that send bodies slowly leave workers to the others.
+        self.body_waits = threading.Semaphore(max(1, threads // 2))
         self._listener = _listen(*bind_address)
         self.bind_addr = self._listener.getsockname()[:2]
         self._workers = Workers("worker", threads)

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 
@@ -28,6 +29,10 @@ _LINE_BYTES = 4096
 _MAX_LINE_BYTES = 64 << 10
 
 
+class TooManyBodies(TimeoutError):
+    """As many workers wait for the rest of a body as may."""
+
+
 class Inbox:
     """The bytes that have come over a connection and are not read yet.
 
@@ -35,9 +40,19 @@ class Inbox:
     cheroot expects of a connection's ``rfile``; it waits for the rest of a large body, no more.
     """
 
-    def __init__(self, connection: socket.socket, before_waiting: Callable[[], None]) -> None:
-        """``before_waiting`` is called each time before more bytes are waited for."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        body_waits: threading.Semaphore,
+        before_waiting: Callable[[], None],
+    ) -> None:
+        """``body_waits`` limits how many workers wait for bodies at a time.
+
+        ``before_waiting`` is called each time before more bytes are waited for.
+        """
         self._connection = connection
+        self._body_waits = body_waits
+        self._has_body_wait = False
         self._before_waiting = before_waiting
         self._buffer = bytearray()
         self._looked_bytes = 0
@@ -139,7 +154,7 @@ class Inbox:
         """Return ``size`` bytes; without a size, all up to the end.
 
         Raises:
-            TimeoutError: they do not come in time.
+            TimeoutError: they do not come in time, or too many are waited for (TooManyBodies).
             OSError: the client has hung up before.
         """
         parts = []
@@ -166,6 +181,12 @@ class Inbox:
             if not self._receive():
                 return self._take(len(self._buffer))
 
+    def end_body(self) -> None:
+        """Note that no more of the request is waited for."""
+        if self._has_body_wait:
+            self._has_body_wait = False
+            self._body_waits.release()
+
     def has_data(self) -> bool:
         return bool(self._buffer)
 
@@ -183,6 +204,10 @@ class Inbox:
         """Wait for more; return whether more may come at all."""
         if not self._may_wait:
             return False
+        if not self._has_body_wait:
+            if not self._body_waits.acquire(blocking=False):
+                raise TooManyBodies("timed out")
+            self._has_body_wait = True
         self._before_waiting()
         patience = (self._connection.gettimeout() or 0) + (
             self._bytes_waited_for / _SLOWEST_BYTES_PER_SECOND

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import html
 import os
 import stat
@@ -17,7 +16,13 @@ from urllib.parse import quote
 
 from artifacts.archive_url import BuildName, check_relative_path
 from artifacts.build import Build
-from artifacts.errors import BadRequest, Busy, DevserverError, NotAllowed, NotFound
+from artifacts.errors import (
+    BadRequest,
+    DevserverError,
+    NotAllowed,
+    NotFound,
+    busy_if_out_of_files,
+)
 from artifacts.growing_file import FollowedFile
 from artifacts.live_files import Look, Pending, Published, Unstaged
 from artifacts.manifest import StagedFile
@@ -231,9 +236,7 @@ def _open_file(path: Path, name: str, staged: StagedFile, request: Mapping[str, 
     try:
         file = WholeFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
     except OSError as error:
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise Busy("too many files are open; ask again") from error
-        raise _not_found(name) from None
+        raise busy_if_out_of_files(error) or _not_found(name) from None
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         file.close()

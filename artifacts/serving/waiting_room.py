@@ -71,15 +71,13 @@ class WaitingRoom:
         return guest
 
     def _look_at(self, number: int) -> None:
-        """A waiting client sent something or hung up; which of the two?"""
+        """A waiting client sent something, or hung up."""
         connection = self._guests[number].connection
-        if not connection.inbox.take_in():
-            _log.debug("a waiting client has hung up")
+        # Without reading on, it could not be seen to hang up; so much ahead nobody has to send.
+        if not connection.inbox.take_in() or connection.inbox.is_full:
+            _log.debug("a waiting client has hung up, or sent too much ahead")
             self._let_go(number)
             self._has_gone(connection)
-        elif connection.inbox.is_full:
-            # The next requests, ahead of time: they have to wait, and so this stops looking.
-            self._loop.remove_reader(connection.socket)
 
 
 def failed(error: Exception) -> Future[Any]:

@@ -20,19 +20,12 @@ Refuse = Callable[[Connection, DevserverError], None]
 
 @dataclass(eq=False)
 class _Turn:
-    """A connection's turn with a worker: taken by one, or given up when none is free for long."""
+    """A connection's turn with a worker."""
 
     connection: Connection
     work: Callable[[], object]
+    is_new: bool
     queued_at: float = field(default_factory=time.monotonic)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    is_taken: bool = False
-
-    def take(self) -> bool:
-        """Whether the caller is the first."""
-        with self._lock:
-            was_taken, self.is_taken = self.is_taken, True
-            return not was_taken
 
 
 class WorkQueue:
@@ -64,42 +57,61 @@ class WorkQueue:
         self._socket_seconds = socket_seconds
         self._take_back = take_back
         self._refuse = refuse
+        # Guards the two below. Whoever takes a turn off the queue is the one who sees to it.
+        self._lock = threading.Lock()
         self._queue: deque[_Turn] = deque()
+        self._calls = 0  # of workers that are to come for a turn; no fewer than there are turns
 
     def add(self, connection: Connection, work: Callable[[], object], *, is_new: bool) -> None:
         """Have a worker work on a connection; one that is not new is never turned away."""
-        turn = _Turn(connection, work)
-        if is_new:
-            self._forget_taken()
-            if len(self._queue) >= _MAX_QUEUED:
-                self._turn_away(turn)
-                return
-            self._queue.append(turn)
-        try:
-            self._workers.submit(lambda: self._work(turn))
-        except Busy as error:
-            self._turn_away(turn, error)
+        turn = _Turn(connection, work, is_new)
+        with self._lock:
+            is_full = is_new and len(self._queue) >= _MAX_QUEUED
+            if not is_full:
+                self._queue.append(turn)
+            must_call = self._calls < len(self._queue)
+            self._calls += must_call
+        if is_full:
+            self._turn_away(turn)
+        elif must_call:
+            self._call_worker(turn)
 
     def turn_away_late(self) -> None:
         """Refuse those who have waited for too long."""
         late = time.monotonic() - self._queue_seconds
-        self._forget_taken()
-        while self._queue and self._queue[0].queued_at < late:
-            self._turn_away(self._queue.popleft())
-            self._forget_taken()
-
-    def _forget_taken(self) -> None:
-        while self._queue and self._queue[0].is_taken:
-            self._queue.popleft()
+        with self._lock:
+            if not self._queue or self._queue[0].queued_at >= late:
+                return
+            turned_away = [turn for turn in self._queue if turn.is_new and turn.queued_at < late]
+            kept = [turn for turn in self._queue if not turn.is_new or turn.queued_at >= late]
+            self._queue = deque(kept)
+        for turn in turned_away:
+            self._turn_away(turn)
 
     def _turn_away(self, turn: _Turn, error: DevserverError | None = None) -> None:
-        if turn.take():
-            self._refuse(turn.connection, error or Busy("all workers are busy; ask again"))
+        self._refuse(turn.connection, error or Busy("all workers are busy; ask again"))
+
+    def _call_worker(self, turn: _Turn) -> None:
+        try:
+            self._workers.submit(self._take_turn)
+        except Busy as error:
+            with self._lock:
+                self._calls -= 1
+                is_ours = turn in self._queue
+                if is_ours:
+                    self._queue.remove(turn)
+            if is_ours:
+                self._turn_away(turn, error)
+
+    def _take_turn(self) -> None:
+        """On a worker's thread."""
+        with self._lock:
+            self._calls -= 1
+            turn = self._queue.popleft() if self._queue else None
+        if turn is not None:
+            self._work(turn)
 
     def _work(self, turn: _Turn) -> None:
-        """On a worker's thread."""
-        if not turn.take():
-            return
         connection = turn.connection
         is_good = False
         try:
