@@ -24,6 +24,7 @@ from artifacts.serving.delivery import Delivery
 from artifacts.serving.file_answer import FileAnswer
 from artifacts.serving.hot_files import SimpleRequest
 from artifacts.serving.inbox import Inbox, TooManyBodies
+from artifacts.serving.lingerer import notify_of_end
 from artifacts.serving.waiting import Exchange, Reply, Wait
 
 _access_log = logging.getLogger("devserver.access")
@@ -304,6 +305,7 @@ class Connection(HTTPConnection):
             self.file_answer.close()
             self.file_answer = None
         self.server.connections_open.discard(self)
+        notify_of_end(self.socket)
         super().close()
 
     def answer_at_once(self, answer: Answer) -> Delivery:

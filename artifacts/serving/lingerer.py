@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
@@ -37,6 +39,7 @@ class Lingerer:
         """Send no more, and drop what comes, until the client hangs up; then call ``ended``."""
         now = time.monotonic()
         lingering = _Lingering(connection, ended, now + _MAX_SECONDS, now + _MAX_SILENT_SECONDS)
+        notify_of_end(connection)
         try:
             connection.shutdown(socket.SHUT_WR)
         except OSError:
@@ -68,3 +71,12 @@ class Lingerer:
         del self._lingering[lingering.connection]
         self._loop.remove_reader(lingering.connection)
         lingering.ended()
+
+
+def notify_of_end(connection: socket.socket) -> None:
+    """Tell a client of TLS that no more comes (RFC 9112, section 9.8); never blocks."""
+    if isinstance(connection, ssl.SSLSocket):
+        connection.setblocking(False)
+        # It does not matter whether the client still says the same.
+        with contextlib.suppress(OSError, ValueError):
+            connection.unwrap()
