@@ -93,3 +93,9 @@ class DirectoryLock:
 
     def release(self) -> None:
         self._file.close()
+
+
+def file_identity(descriptor: int) -> tuple[int, int, int, int]:
+    """Return what tells an open file from all others, and from what it is once it has changed."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

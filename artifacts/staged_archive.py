@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.disk import file_identity
 from artifacts.errors import ArchiveError, ArchiveFileChanged, NotFound, busy_if_out_of_files
 from artifacts.manifest import StagedFile
 from artifacts.member_index import Form, Kind, Member
@@ -42,7 +43,7 @@ class StagedArchive:
             checksum = staged.crc32c
             modified_ns = os.fstat(file.fileno()).st_mtime_ns
             version = f"{modified_ns:x}" if checksum is None else f"{checksum:08x}"
-            return cls(name, _key(file.fileno()), version, workers, path)
+            return cls(name, file_identity(file.fileno()), version, workers, path)
 
     def check_form(self, form: Form) -> None:
         """Every form can be read."""
@@ -55,7 +56,7 @@ class StagedArchive:
             NotFound: it is gone.
         """
         file = io.FileIO(_open(self._path, self.name), "rb")
-        if _key(file.fileno()) != self.key:
+        if file_identity(file.fileno()) != self.key:
             file.close()
             raise ArchiveFileChanged(f"{self.name} was replaced while it was read")
         return file
@@ -88,8 +89,3 @@ def _open(path: Path, name: str) -> int:
         os.close(descriptor)
         raise NotFound(f"{name} is no file any more")
     return descriptor
-
-
-def _key(descriptor: int) -> Hashable:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -18,7 +18,7 @@ from cheroot.errors import MaxSizeExceeded
 from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.wsgi import Gateway_10
 
-from artifacts.errors import DevserverError, one_line
+from artifacts.errors import one_line
 from artifacts.serving.answer import Answer, text_error
 from artifacts.serving.delivery import Delivery
 from artifacts.serving.file_answer import FileAnswer
@@ -109,8 +109,6 @@ class Gateway(Gateway_10):
             given = wait.answer(outcome)
             while isinstance(given, Wait) and given.future.done():
                 given = given.answer(given.future)
-        except DevserverError as error:
-            given = text_error(error)
         except Exception as error:
             # The edge of a request: it has to be answered, whatever went wrong.
             given = text_error(error)

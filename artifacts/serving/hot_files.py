@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from artifacts.disk import file_identity
 from artifacts.serving.file_answer import FileAnswer, Origin, WholeFile, file_answer
 
 # Reading counts as use of the build, and it is the long way that counts it.
@@ -67,7 +68,7 @@ class HotFiles:
         if len(target) + len(host) > _MAX_KEY_BYTES:
             return
         valid_until = time.monotonic() + _LIFETIME_SECONDS
-        hot = _HotFile(answer.origin, _identity(answer.file.fileno()), valid_until)
+        hot = _HotFile(answer.origin, file_identity(answer.file.fileno()), valid_until)
         with self._adding:
             # Last, as the newest: the first are the oldest, and go first.
             self._files.pop((target, host), None)
@@ -85,15 +86,10 @@ class HotFiles:
             file = WholeFile(os.open(hot.origin.path, _FLAGS))
         except OSError:
             return None
-        if _identity(file.fileno()) != hot.identity:
+        if file_identity(file.fileno()) != hot.identity:
             file.close()
             return None
         return file_answer(file, hot.origin.served, request.conditions)
-
-
-def _identity(descriptor: int) -> tuple[int, int, int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def parse_simple(head: bytes) -> SimpleRequest | None:
