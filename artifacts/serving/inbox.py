@@ -187,9 +187,6 @@ class Inbox:
             self._has_body_wait = False
             self._body_waits.release()
 
-    def has_data(self) -> bool:
-        return bool(self._buffer)
-
     def close(self) -> None:
         self.closed = True
         self._buffer.clear()
