@@ -20,6 +20,7 @@ import click
 
 from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
+from artifacts.blobs.uploads import Uploads
 from artifacts.build import Build
 from artifacts.catalog import Catalog
 from artifacts.catalog_file import CatalogError
@@ -60,6 +61,7 @@ from artifacts.serving.http_server import HttpServer
 from artifacts.serving.members_api import ExtractApi, MembersApi
 from artifacts.serving.nginx_log import NginxLog
 from artifacts.serving.static_files import StaticFiles
+from artifacts.serving.upload_protocol import UploadProtocol
 from artifacts.serving.waiting import Wait
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
@@ -112,6 +114,7 @@ class Lab:
                     parts.config.wait_timeout,
                 )
             ),
+            **{"0": parts.upload_protocol},
             fileinfo=FileInfo(parts.staging, parts.threads, parts.config.wait_timeout),
         )
 
@@ -394,6 +397,9 @@ class Parts:
                 self.on_demand = OnDemand(archive_root, equipment, self.downloads)
                 undo.callback(self.on_demand.close)
             self.members = self._make_members(equipment, undo)
+            self.uploads = Uploads(config)
+            undo.callback(self.uploads.close)
+            self.upload_protocol = UploadProtocol(self.uploads.tokens)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()

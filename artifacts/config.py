@@ -114,6 +114,19 @@ class Config(BaseSettings):
         30, description="seconds without a byte from an archive after which a read is tried again"
     )
     tries: int = Field(5, ge=1, le=100, description="how often a read may fail in a row")
+    database_url: str | None = Field(
+        None,
+        description="where uploads are recorded: sqlite:////PATH or postgresql://USER@HOST/NAME; "
+        "a file in the data directory by default",
+    )
+    blob_storage: str | None = Field(
+        None,
+        description="where uploads are kept: a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX;"
+        " blobs/ in the data directory by default",
+    )
+    upload_url_prefix: str | None = Field(
+        None, description="URL at which uploaders reach this server, if it is behind a proxy"
+    )
     accel_redirect: str | None = Field(
         None,
         description="nginx's internal location of the static directory, if nginx sends the bodies",

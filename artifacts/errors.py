@@ -58,6 +58,12 @@ class BadRequest(DevserverError):
     status, code = 400, "bad_request"
 
 
+class NotAuthorized(DevserverError):
+    """No token was sent, or one that is not known."""
+
+    status, code = 401, "not_authorized"
+
+
 class NotAllowed(DevserverError):
     status, code = 403, "not_allowed"
 
@@ -98,6 +104,12 @@ class ArchiveFileMissing(ArchiveError):
 
 class ArchiveFileChanged(ArchiveError):
     """The file in the archive is no longer the one whose bytes have been read so far."""
+
+
+class TooLarge(DevserverError):
+    """An upload is over a limit."""
+
+    status, code = 413, "too_large"
 
 
 class Busy(DevserverError):

@@ -20,6 +20,8 @@ _METAVARS = {
     "allow_archive": "PREFIX",
     "archive_root": "URL",
     "max_unpacked": "SIZE",
+    "blob_storage": "DIR or URL",
+    "upload_url_prefix": "URL",
     "accel_redirect": "PREFIX",
     "nginx_log": "SOCKET",
 }

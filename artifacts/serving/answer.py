@@ -63,6 +63,23 @@ def json_error(error: BaseException) -> Answer:
     )
 
 
+def detail_error(error: BaseException) -> Answer:
+    """What ``/api/0/…`` answers: the upload protocol knows one key, with a text."""
+    known = _as_known(error)
+    headers = _retry_after(known)
+    if known.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = json.dumps({"detail": known.message}).encode("utf-8")
+    return Answer(body, known.status, "application/json", headers)
+
+
+def error_at(path: str, error: BaseException) -> Answer:
+    """Answer an error in the form that clients of ``path`` expect."""
+    if path.startswith("/api/0/"):
+        return detail_error(error)
+    return (json_error if path.startswith("/api/") else text_error)(error)
+
+
 def _as_known(error: BaseException) -> DevserverError:
     if isinstance(error, DevserverError):
         return error

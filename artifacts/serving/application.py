@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 import cherrypy
 
 from artifacts.errors import DevserverError
-from artifacts.serving.answer import json_error, text_error
+from artifacts.serving.answer import error_at
 
 
 def mount(root: object) -> Any:
     """Mount ``root`` as the application at ``/``, and return it as a WSGI application."""
     # To a bare root, CherryPy would add its own icon as a call.
-    application = cherrypy.tree.mount(cherrypy.Application(root, ""), "", {"/": _SETTINGS})
+    application = cherrypy.tree.mount(
+        cherrypy.Application(root, ""), "", {"/": _SETTINGS, "/api/0": _UPLOAD_SETTINGS}
+    )
     # Requests are logged when they are answered, by the server.
     application.log.access_log.disabled = True
     application.request_class = _Request
@@ -32,16 +34,14 @@ def _error_page(**about: Any) -> bytes:
         message = f"no such call: {cherrypy.request.path_info}"
     elif status == 500:
         message = "internal error; the server's log says more"
-    shape = json_error if cherrypy.request.path_info.startswith("/api/") else text_error
     retry_after_seconds = 5 if status == 503 else None
-    answer = shape(
-        DevserverError(
-            message,
-            status=status,
-            code=f"http_{status}",
-            retry_after_seconds=retry_after_seconds,
-        )
+    error = DevserverError(
+        message,
+        status=status,
+        code=f"http_{status}",
+        retry_after_seconds=retry_after_seconds,
     )
+    answer = error_at(cherrypy.request.path_info, error)
     cherrypy.response.headers.update(answer.headers)
     cherrypy.response.status = answer.status
     cherrypy.response.headers["Content-Type"] = answer.content_type
@@ -82,3 +82,5 @@ _SETTINGS = {
     "tools.encode.on": False,
     "response.headers.Server": "devserver",
 }
+# Bodies are read by those who know how large they may be, and never line by line.
+_UPLOAD_SETTINGS = {"request.process_request_body": False}

@@ -21,7 +21,7 @@ from typing import Any
 
 from artifacts.errors import BadRequest, DevserverError, TimedOut, shutting_down
 from artifacts.serving.acceptor import Acceptor, Handshakes
-from artifacts.serving.answer import json_error, text_error
+from artifacts.serving.answer import error_at
 from artifacts.serving.connection import Connection
 from artifacts.serving.deliverer import Deliverer, close_apart
 from artifacts.serving.delivery import CutShort, Delivery, Standing
@@ -245,9 +245,8 @@ class Front:
 
     def _refuse(self, connection: Connection, error: DevserverError) -> None:
         """Answer without a worker, and hang up."""
-        is_api = b" /api/" in connection.request_line
-        answer = (json_error if is_api else text_error)(error)
-        self._deliver(connection, connection.answer_at_once(answer))
+        path = connection.request_line.partition(b" ")[2].decode("latin-1")
+        self._deliver(connection, connection.answer_at_once(error_at(path, error)))
 
     # --- answering
 

@@ -1,0 +1,134 @@
+"""Files: lists of blobs, on record for the organization that has uploaded them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from artifacts.database.database import Database
+from artifacts.database.tables import blob_index, blobs, files
+
+
+@dataclass(frozen=True)
+class BlobPart:
+    """A blob's place in a file; ``offset`` and ``size`` in bytes."""
+
+    offset: int
+    size: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class AssembledFile:
+    """A file whose bytes have been checked against ``checksum``, its SHA-1, once.
+
+    Attributes:
+        id: in the database.
+        size: in bytes.
+        parts: the blobs it is made of, in order and without gaps.
+    """
+
+    id: int
+    checksum: str
+    size: int
+    crc32c: int
+    parts: tuple[BlobPart, ...]
+
+
+def parts_of(chunks: Sequence[str], sizes: dict[str, int]) -> tuple[BlobPart, ...]:
+    """Return the parts of a file that consists of ``chunks``, in order."""
+    parts = []
+    offset = 0
+    for checksum in chunks:
+        parts.append(BlobPart(offset, sizes[checksum], checksum))
+        offset += sizes[checksum]
+    return tuple(parts)
+
+
+class Files:
+    """The files on record, with their blob indexes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, organization: str, checksum: str) -> AssembledFile | None:
+        """Return the organization's file of that checksum; None where it has none."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                select(files).where(
+                    files.c.organization == organization, files.c.checksum == checksum
+                )
+            ).first()
+            return None if row is None else self._read(connection, row)
+
+    def get(self, connection: Connection, file_id: int) -> AssembledFile:
+        """Return a file that other tables name, within a transaction."""
+        row = connection.execute(select(files).where(files.c.id == file_id)).one()
+        return self._read(connection, row)
+
+    def add(
+        self,
+        connection: Connection,
+        organization: str,
+        checksum: str,
+        crc32c: int,
+        parts: Sequence[BlobPart],
+    ) -> int:
+        """Record a file, within a transaction; return its id, that of the one on record if any.
+
+        The caller has checked the bytes, and holds leases on the blobs.
+        """
+        row = {
+            "organization": organization,
+            "checksum": checksum,
+            "size": sum(part.size for part in parts),
+            "crc32c": crc32c,
+            "created_at": time.time(),
+        }
+        inserted = connection.execute(
+            self._database.insert(files).on_conflict_do_nothing().returning(files.c.id), row
+        ).first()
+        if inserted is None:
+            known = select(files.c.id).where(
+                files.c.organization == organization, files.c.checksum == checksum
+            )
+            return int(connection.execute(known).scalar_one())
+        if parts:
+            connection.execute(
+                blob_index.insert(),
+                [
+                    {
+                        "file_id": inserted.id,
+                        "number": number,
+                        "offset": part.offset,
+                        "size": part.size,
+                        "checksum": part.checksum,
+                    }
+                    for number, part in enumerate(parts)
+                ],
+            )
+        return int(inserted.id)
+
+    def missing_blobs(self, file: AssembledFile) -> list[str]:
+        """Return those blobs of a file that are not there (any more), each once, in order."""
+        with self._database.reading() as connection:
+            present = set(
+                connection.execute(
+                    select(blob_index.c.checksum)
+                    .join(blobs, blobs.c.checksum == blob_index.c.checksum)
+                    .where(blob_index.c.file_id == file.id)
+                ).scalars()
+            )
+        return list(dict.fromkeys(p.checksum for p in file.parts if p.checksum not in present))
+
+    def _read(self, connection: Connection, row: object) -> AssembledFile:
+        indexed = connection.execute(
+            select(blob_index)
+            .where(blob_index.c.file_id == row.id)  # type: ignore[attr-defined]
+            .order_by(blob_index.c.number)
+        )
+        parts = tuple(BlobPart(part.offset, part.size, part.checksum) for part in indexed)
+        return AssembledFile(row.id, row.checksum, row.size, row.crc32c, parts)  # type: ignore[attr-defined]

@@ -1,0 +1,57 @@
+"""What a server keeps of uploads: opened together, closed together."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from artifacts.blobs.blob_store import BlobStore
+from artifacts.blobs.directory_storage import DirectoryStorage
+from artifacts.blobs.files import Files
+from artifacts.blobs.storage import BlobStorage
+from artifacts.config import Config, ConfigError
+from artifacts.database.database import Database
+from artifacts.database.locks import ProcessLocks
+from artifacts.tokens import Tokens
+
+
+class Uploads:
+    """Database, blob storage and what rests on them, as the configuration says."""
+
+    def __init__(self, config: Config) -> None:
+        """Open them.
+
+        Raises:
+            ConfigError: a URL is wrong.
+            DevserverError: database or storage cannot be used.
+        """
+        with contextlib.ExitStack() as undo:
+            self.database = open_database(config)
+            undo.callback(self.database.close)
+            self.storage = open_storage(config)
+            undo.callback(self.storage.close)
+            self.locks = ProcessLocks()
+            undo.callback(self.locks.close)
+            self.tokens = Tokens(self.database)
+            self.blobs = BlobStore(self.database, self.storage, self.locks)
+            self.files = Files(self.database)
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        self._undo.close()
+
+
+def open_database(config: Config) -> Database:
+    """Open the database that the configuration names; the one in the data directory by default."""
+    if config.database_url is not None:
+        return Database(config.database_url)
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    return Database.in_directory(config.data_dir)
+
+
+def open_storage(config: Config) -> BlobStorage:
+    """Open the blob storage that the configuration names."""
+    location = config.blob_storage or str(config.data_dir / "blobs")
+    if "://" in location:
+        raise ConfigError(f"not a blob storage: {location!r}")
+    return DirectoryStorage(Path(location).absolute())
