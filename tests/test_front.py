@@ -177,11 +177,12 @@ def test_a_large_body_that_stops_keeps_its_worker_for_a_bounded_time() -> None:
 
 @pytest.mark.parametrize("more", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
 def test_bodies_that_stop_leave_workers_to_others(more: str) -> None:
-    with small_server(threads=4) as server, ExitStack() as stack:
+    limits = ClientLimits(body_queue_seconds=0.2)
+    with small_server(threads=4, limits=limits) as server, ExitStack() as stack:
         stalled = [stack.enter_context(RawClient(port_of(server))) for _ in range(12)]
         for client in stalled:
             client.send(f"POST /a HTTP/1.1\r\nHost: lab\r\n{more}\r\n\r\n".encode())
-        # Half of the workers may wait for bodies; whoever comes then is told to come again.
+        # Half of the workers may wait for bodies; the others are told to come again, in the end.
         wait_until(lambda: len(answered(stalled)) == 10)
         assert {client.reply().status for client in answered(stalled)} == {503}
         assert ask(server, "/a")[0] == 200
@@ -208,16 +209,39 @@ def test_a_large_body_that_is_cut_short_is_not_answered_as_if_it_were_whole() ->
         assert bodies == []
 
 
-def test_a_file_is_sent_only_behind_its_head(big_file: Path) -> None:
-    # The body that the client announces has to be read before its answer is begun.
-    limits = ClientLimits(request_seconds=0.2)
-    with small_server(limits=limits, file=serve_file(big_file)) as server:
+def test_a_large_body_waits_until_others_have_been_read() -> None:
+    with small_server(threads=2) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(port_of(server))) for _ in range(3)]
+        for client in clients:
+            client.get("/a", "POST", Content_Length="100000").send(b"a" * 5000)
+        for client in clients:
+            assert client.send(b"a" * 95_000).reply().status == 200
+
+
+def test_whoever_waits_with_a_large_body_is_told_of_the_end() -> None:
+    with small_server(threads=2) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(port_of(server))) for _ in range(3)]
+        for client in clients:
+            client.get("/a", "POST", Content_Length="100000")
+        assert ask(server, "/a")[0] == 200
+        ending = threading.Thread(target=server.stop)
+        ending.start()
+        wait_until(lambda: answered(clients) != [])
+        assert answered(clients)[0].reply().status == 503
+        for client in clients:
+            client.close()
+        ending.join()
+
+
+def test_a_body_that_nobody_reads_does_not_hold_up_its_answer(big_file: Path) -> None:
+    with small_server(file=serve_file(big_file)) as server:
         assert ask(server, "/a")[0] == 200
         wait_until(lambda: clients_of(server) == 0)
         open_before = open_files()
         with RawClient(port_of(server)) as client:
             client.get("/file", "GET", Content_Length="100000")
-            assert client.rest() == b""
+            reply = client.reply()
+            assert (len(reply.body), reply.headers["connection"]) == (BIG_BYTES, "close")
         wait_until(lambda: open_files() <= open_before)
 
 

@@ -8,23 +8,23 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import Any
 
 import cherrypy
-from cheroot.errors import MaxSizeExceeded
 from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.wsgi import Gateway_10
 
-from artifacts.errors import one_line
-from artifacts.serving.answer import Answer, text_error
+from artifacts.errors import DevserverError, one_line
+from artifacts.serving.answer import Answer, error_at, text_error
 from artifacts.serving.delivery import Delivery
 from artifacts.serving.file_answer import FileAnswer
 from artifacts.serving.hot_files import SimpleRequest
-from artifacts.serving.inbox import Inbox, TooManyBodies
+from artifacts.serving.inbox import Inbox
 from artifacts.serving.lingerer import notify_of_end
+from artifacts.serving.request_body import RequestBody
 from artifacts.serving.waiting import Exchange, Reply, Wait
 
 _access_log = logging.getLogger("devserver.access")
@@ -82,7 +82,7 @@ class Gateway(Gateway_10):
         super().__init__(req)
         self.exchange = Exchange()
         self.env[Exchange.KEY] = self.exchange
-        self.env["wsgi.input"] = _Body(req)
+        self.env["wsgi.input"] = req.rfile
         self._body_bytes = 0
 
     def respond(self) -> None:
@@ -160,39 +160,6 @@ class Gateway(Gateway_10):
         self._body_bytes += len(chunk)
 
 
-class _Body:
-    """A request's body as the application reads it; what is wrong with it, the client is told."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    def read(self, size: int | None = None) -> bytes:
-        return self._checked(self._request.rfile.read, size)
-
-    def readline(self, size: int | None = None) -> bytes:
-        return self._checked(self._request.rfile.readline, size)
-
-    def _checked(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
-        try:
-            return read(size)
-        except TooManyBodies:
-            status, reason = 503, "too many requests are on their way in; ask again"
-        except MaxSizeExceeded:
-            status, reason = 413, "the request's body is too large"
-        except ValueError:
-            status, reason = 400, "the request's body is malformed"
-        except TimeoutError:
-            status, reason = 408, "the request's body did not come in time"
-        except OSError as error:
-            # Without a number it is cheroot's, of a chunk that is too large.
-            is_gone = error.errno is not None
-            status = 400 if is_gone else 413
-            reason = "the request's body " + ("is cut short" if is_gone else "is too large")
-        # Where the next request begins is not known.
-        self._request.close_connection = True
-        raise cherrypy.HTTPError(status, reason)
-
-
 class _Request(HTTPRequest):
     """A request that tells its connection when it is parsed, and what became of it."""
 
@@ -210,17 +177,47 @@ class _Request(HTTPRequest):
         self.simple_response("400 Bad Request", "Malformed Content-Length Header.")
         return False
 
+    @property
+    def _path(self) -> str:
+        uri: bytes = getattr(self, "uri", b"")
+        return uri.partition(b"?")[0].decode("latin-1")
+
     def respond(self) -> None:
         self.conn.request = self
         if self.chunked_read:
-            # Whether all of the body is read, its trailers included, is up to the application.
             self.close_connection = True
-        super().respond()
+        length = None if self.chunked_read else int(self.inheaders.get(b"Content-Length", b"0"))
+        max_bytes = self.server.max_body_bytes(self._path)
+        if length is not None and length > max_bytes:
+            self.simple_response("413", f"the request's body is larger than {max_bytes:,} bytes")
+            return
+        self.rfile = RequestBody(self.conn.inbox, length, max_bytes, self._end_with_answer)
+        Gateway(self).respond()
+        if self.ready:
+            self.ensure_headers_sent()
+        if self.chunked_write:
+            self.conn.wfile.write(b"0\r\n\r\n")
+
+    def _end_with_answer(self) -> None:
+        self.close_connection = True
+
+    def send_headers(self) -> None:
+        if not self.close_connection and not self.rfile.finish():
+            # The rest is on its way, and dropped as it comes: see `Lingerer`.
+            self.close_connection = True
+        super().send_headers()
 
     def simple_response(self, status: str, msg: str = "") -> None:
+        """Refuse what never gets to the application, and hang up."""
         self.conn.request = self
-        self.status = status
-        super().simple_response(status, msg)
+        self.close_connection = True
+        number = int(status[:3])
+        self.status = str(number)
+        # Not even "100 Continue" is to be sent.
+        self.conn.wfile.take()
+        reason = msg or HTTPStatus(number).phrase
+        error = DevserverError(reason, status=number, code=f"http_{number}")
+        self.conn.wfile.write(self.conn.refusal(error_at(self._path, error)))
 
 
 class Connection(HTTPConnection):
@@ -248,7 +245,7 @@ class Connection(HTTPConnection):
     def _make_file(self, connection: socket.socket, mode: str, _: int) -> Any:
         if "w" in mode:
             return _Outbox(connection)
-        return Inbox(connection, self.server.body_waits, lambda: self.wfile.send_now())
+        return Inbox(connection, lambda: self.wfile.send_now())
 
     def begin(self) -> None:
         """Note that there is a request."""
@@ -262,10 +259,7 @@ class Connection(HTTPConnection):
 
         Returns whether the connection is to be kept.
         """
-        try:
-            self.is_kept = super().communicate()  # type: ignore[no-untyped-call]
-        finally:
-            self.inbox.end_body()
+        self.is_kept = super().communicate()  # type: ignore[no-untyped-call]
         self._note_request()
         return self.is_kept
 
@@ -308,9 +302,13 @@ class Connection(HTTPConnection):
 
     def answer_at_once(self, answer: Answer) -> Delivery:
         """Answer without a worker, and for the last time."""
+        return Delivery(self.refusal(answer))
+
+    def refusal(self, answer: Answer) -> bytes:
+        """Return the bytes of an answer that CherryPy has no part in, and no other follows."""
         self.is_kept = False
         head = self._head_of(answer)
-        return Delivery(head if self.request_line.startswith(b"HEAD ") else head + answer.body)
+        return head if self.request_line.startswith(b"HEAD ") else head + answer.body
 
     def answer_file(self, answer: FileAnswer, request: SimpleRequest) -> Delivery:
         """Answer a request without a worker from a file."""
@@ -344,3 +342,10 @@ def current_exchange() -> Exchange:
     exchange = cherrypy.request.wsgi_environ[Exchange.KEY]
     assert isinstance(exchange, Exchange)
     return exchange
+
+
+def current_body() -> RequestBody:
+    """Return the body of the request that CherryPy is handling on this thread."""
+    body = cherrypy.request.wsgi_environ["wsgi.input"]
+    assert isinstance(body, RequestBody)
+    return body

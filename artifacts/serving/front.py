@@ -30,7 +30,7 @@ from artifacts.serving.lingerer import Lingerer
 from artifacts.serving.loop_thread import LoopThread
 from artifacts.serving.waiting import Wait
 from artifacts.serving.waiting_room import WaitingRoom
-from artifacts.serving.work_queue import WorkQueue
+from artifacts.serving.work_queue import QueueLimits, WorkQueue
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class ClientLimits:
         taking_seconds: for which a client may take nothing of its answer.
         growth_seconds: for which an answer may wait for its file to grow.
         queue_seconds: for which a request may wait for a worker.
+        body_queue_seconds: for which one with a large body may wait until others have been read.
         max_head_bytes: of a request's head.
         max_connections: that are open at a time.
     """
@@ -63,6 +64,7 @@ class ClientLimits:
     taking_seconds: float = 300
     growth_seconds: float = 3600
     queue_seconds: float = 10
+    body_queue_seconds: float = 60
     max_head_bytes: int = 64 << 10
     max_connections: int = 10_000
 
@@ -76,9 +78,14 @@ class Front:
         make_connection: Callable[[socket.socket], Connection],
         hot_files: HotFiles,
         workers: Workers,
+        max_bodies: int,
         limits: ClientLimits,
     ) -> None:
-        """``make_connection`` takes what was accepted; its TLS handshake may be still to come."""
+        """Make it, at rest.
+
+        ``make_connection`` takes what was accepted; its TLS handshake may be still to come.
+        ``max_bodies``: how many workers may wait for the rest of bodies at a time.
+        """
         self._make_connection = make_connection
         self._hot_files = hot_files
         self._limits = limits
@@ -97,8 +104,12 @@ class Front:
         self._work_queue = WorkQueue(
             self._thread,
             workers,
-            limits.queue_seconds,
-            limits.request_seconds,
+            QueueLimits(
+                limits.queue_seconds,
+                limits.body_queue_seconds,
+                limits.request_seconds,
+                max_bodies,
+            ),
             self._take_back,
             self._refuse,
         )
@@ -212,7 +223,7 @@ class Front:
             delivery = self._answer_hot(connection)
             if delivery is None:
                 self._stop_reading(connection)
-                self._work_queue.add(connection, connection.communicate, is_new=True)
+                self._work_queue.add_new(connection)
                 return
             connection.inbox.drop_head()
             if not (self._send_at_once(connection, delivery) and connection.is_kept):
@@ -241,7 +252,7 @@ class Front:
                 self._waiting_room.dismiss_all(shutting_down())
 
     def _resume(self, connection: Connection, wait: Wait, outcome: Future[Any]) -> None:
-        self._work_queue.add(connection, partial(connection.resume, wait, outcome), is_new=False)
+        self._work_queue.add_resumed(connection, partial(connection.resume, wait, outcome))
 
     def _refuse(self, connection: Connection, error: DevserverError) -> None:
         """Answer without a worker, and hang up."""
@@ -333,6 +344,7 @@ class Front:
         for connection in list(self._reading):
             self._close(connection)
         self._waiting_room.dismiss_all(shutting_down())
+        self._work_queue.end(shutting_down())
         if self._open == 0:
             self._has_ended.set()
 

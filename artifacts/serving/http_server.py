@@ -9,7 +9,6 @@ import logging
 import resource
 import socket
 import ssl
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,10 @@ from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
 
-_MAX_REQUEST_BODY_BYTES = 1 << 20
+_MAX_BODY_BYTES = 1 << 20
+# Uploaders count 32 MiB of chunks, and not what is around them.
+_UPLOAD_PREFIX = "/api/0/"
+_MAX_UPLOAD_BYTES = 40 << 20
 # Connections that the system keeps until they are accepted.
 _BACKLOG = 4096
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
@@ -63,25 +65,33 @@ class HttpServer(Server):
         """
         super().__init__(bind_address, wsgi_app, server_name="devserver")
         self.gateway = Gateway
-        self.max_request_body_size = _MAX_REQUEST_BODY_BYTES
+        # Each path has a limit of its own.
+        self.max_request_body_size = 0
         self.max_request_header_size = limits.max_head_bytes
         self.connections_open: set[Connection] = set()
         self.ssl_adapter = _tls(*certificate) if certificate else None
         self.hot_files = HotFiles()
-        # Clients that send bodies slowly leave workers to the others.
-        self.body_waits = threading.Semaphore(max(1, threads // 2))
         self._listener = _listen(*bind_address)
         self.bind_addr = self._listener.getsockname()[:2]
         self._workers = Workers("worker", threads)
         max_connections = min(limits.max_connections, _max_clients())
         _check_limits(max_connections)
         limits = replace(limits, max_connections=max_connections)
-        self._front = Front(self._listener, self._connect, self.hot_files, self._workers, limits)
+        # Clients that send bodies slowly leave workers to the others.
+        max_bodies = max(1, threads // 2)
+        self._front = Front(
+            self._listener, self._connect, self.hot_files, self._workers, max_bodies, limits
+        )
 
     @property
     def can_add_keepalive_connection(self) -> bool:
         """Whether a client may send another request over its connection."""
         return self.ready
+
+    @staticmethod
+    def max_body_bytes(path: str) -> int:
+        """Return how large the body of a request for ``path`` may be."""
+        return _MAX_UPLOAD_BYTES if path.startswith(_UPLOAD_PREFIX) else _MAX_BODY_BYTES
 
     def start(self) -> None:
         """Answer requests, on threads of its own."""

@@ -7,16 +7,17 @@ import os
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable
 
 # An empty line, which ends a head; with bare line feeds, too, as a worker is to refuse these.
 _HEAD_END = re.compile(rb"\n\r?\n")
-_CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
-_EXPECT = re.compile(rb"\nexpect:", re.IGNORECASE)
+_CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r?\n", re.IGNORECASE)
+_BODY_LATER = re.compile(rb"\n(?:expect|transfer-encoding):", re.IGNORECASE)
 # No less than a record of TLS: what is left of one, decrypted, would not make the socket readable.
 _RECEIVED_BYTES = 16 << 10
+# What is received at once of a body that is to be read in large blocks.
+_LARGE_BLOCK_BYTES = 256 << 10
 # As much of a body is awaited by the loop, together with the head.
 _MAX_AWAITED_BODY_BYTES = 64 << 10
 # What comes more slowly than this keeps a worker for no longer than what does not come at all.
@@ -29,10 +30,6 @@ _LINE_BYTES = 4096
 _MAX_LINE_BYTES = 64 << 10
 
 
-class TooManyBodies(TimeoutError):
-    """As many workers wait for the rest of a body as may."""
-
-
 class Inbox:
     """The bytes that have come over a connection and are not read yet.
 
@@ -40,25 +37,16 @@ class Inbox:
     cheroot expects of a connection's ``rfile``; it waits for the rest of a large body, no more.
     """
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        body_waits: threading.Semaphore,
-        before_waiting: Callable[[], None],
-    ) -> None:
-        """``body_waits`` limits how many workers wait for bodies at a time.
-
-        ``before_waiting`` is called each time before more bytes are waited for.
-        """
+    def __init__(self, connection: socket.socket, before_waiting: Callable[[], None]) -> None:
+        """``before_waiting`` is called each time before more bytes are waited for."""
         self._connection = connection
-        self._body_waits = body_waits
-        self._has_body_wait = False
         self._before_waiting = before_waiting
         self._buffer = bytearray()
         self._looked_bytes = 0
         self._head_bytes = 0
-        # Whether more may come: not to a head that is refused as it is.
-        self._may_wait = True
+        self._request_bytes = 0
+        # Whether there is a body that is to be waited for by whoever reads it.
+        self.has_body_to_come = False
         self._seconds_waited = 0.0
         self._bytes_waited_for = 0
         self.closed = False
@@ -91,10 +79,8 @@ class Inbox:
         if not self._buffer:
             return False
         if not self._head_bytes and not self._find_head():
-            is_hopeless = len(self._buffer) > max_head_bytes or self._is_malformed()
-            self._may_wait = not is_hopeless
-            return is_hopeless
-        return len(self._buffer) >= self._head_bytes + self._awaited_body_bytes()
+            return len(self._buffer) > max_head_bytes or self._is_malformed()
+        return len(self._buffer) >= self._request_bytes
 
     @property
     def _line_start(self) -> int:
@@ -105,9 +91,20 @@ class Inbox:
         start = max(self._looked_bytes - 3, self._line_start)
         self._looked_bytes = len(self._buffer)
         end = _HEAD_END.search(self._buffer, start)
-        if end is not None:
-            self._head_bytes = end.end()
-        return end is not None
+        if end is None:
+            return False
+        self._head_bytes = self._request_bytes = end.end()
+        self._look_for_body()
+        return True
+
+    def _look_for_body(self) -> None:
+        head = self.head
+        length = _CONTENT_LENGTH.search(head)
+        count = int(length[1]) if length else 0
+        if _BODY_LATER.search(head) or count > _MAX_AWAITED_BODY_BYTES:
+            self.has_body_to_come = True
+        else:
+            self._request_bytes += count
 
     def _is_malformed(self) -> bool:
         """Whether the first line can be refused already."""
@@ -118,14 +115,6 @@ class Inbox:
             return not (begun[:1].isalpha() or begun in {b"", b"\r"})
         line = self._buffer[start : end + 1]
         return b" HTTP/" not in line or not line.endswith(b"\r\n")
-
-    def _awaited_body_bytes(self) -> int:
-        head = self.head
-        length = _CONTENT_LENGTH.search(head)
-        if length is None or _EXPECT.search(head):
-            return 0
-        count = int(length[1])
-        return count if count <= _MAX_AWAITED_BODY_BYTES else 0
 
     @property
     def request_line(self) -> bytes:
@@ -145,7 +134,8 @@ class Inbox:
 
     def begin_next(self) -> None:
         """Look for the next request in what is left."""
-        self._head_bytes = self._looked_bytes = 0
+        self._head_bytes = self._request_bytes = self._looked_bytes = 0
+        self.has_body_to_come = False
         self._seconds_waited, self._bytes_waited_for = 0.0, 0
 
     # --- as a file, for a worker
@@ -154,7 +144,7 @@ class Inbox:
         """Return ``size`` bytes; without a size, all up to the end.
 
         Raises:
-            TimeoutError: they do not come in time, or too many are waited for (TooManyBodies).
+            TimeoutError: they do not come in time.
             OSError: the client has hung up before.
         """
         parts = []
@@ -181,11 +171,20 @@ class Inbox:
             if not self._receive():
                 return self._take(len(self._buffer))
 
-    def end_body(self) -> None:
-        """Note that no more of the request is waited for."""
-        if self._has_body_wait:
-            self._has_body_wait = False
-            self._body_waits.release()
+    def read_some(self, max_bytes: int) -> bytes:
+        """Return 1 to ``max_bytes`` bytes as they come; fails as ``read`` does.
+
+        b"" if there are none, and none are to be waited for.
+        """
+        if self._buffer:
+            return self._take(max_bytes)
+        received = self._received(min(max_bytes, _LARGE_BLOCK_BYTES))
+        self.bytes_read += len(received)
+        return received
+
+    def drop(self, max_bytes: int) -> int:
+        """Drop what is here of the next ``max_bytes`` bytes; return how many that are."""
+        return len(self._take(max_bytes))
 
     def close(self) -> None:
         self.closed = True
@@ -198,13 +197,15 @@ class Inbox:
         return taken
 
     def _receive(self) -> bool:
-        """Wait for more; return whether more may come at all."""
-        if not self._may_wait:
-            return False
-        if not self._has_body_wait:
-            if not self._body_waits.acquire(blocking=False):
-                raise TooManyBodies("timed out")
-            self._has_body_wait = True
+        """Wait for more; return whether there is more."""
+        received = self._received(_RECEIVED_BYTES)
+        self._buffer += received
+        return bool(received)
+
+    def _received(self, max_bytes: int) -> bytes:
+        """Wait for bytes; b"" if none are to be waited for."""
+        if not self.has_body_to_come:
+            return b""
         self._before_waiting()
         patience = (self._connection.gettimeout() or 0) + (
             self._bytes_waited_for / _SLOWEST_BYTES_PER_SECOND
@@ -212,11 +213,10 @@ class Inbox:
         if self._seconds_waited > patience:
             raise TimeoutError("timed out")
         begun_at = time.monotonic()
-        received = self._connection.recv(_RECEIVED_BYTES)
+        received = self._connection.recv(max_bytes)
         self._seconds_waited += time.monotonic() - begun_at
         self._bytes_waited_for += len(received)
         if not received:
             # Only bodies are waited for here, and half a body must not be taken for a whole one.
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        self._buffer += received
-        return True
+        return received

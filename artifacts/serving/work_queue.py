@@ -18,13 +18,35 @@ _MAX_QUEUED = 2000
 Refuse = Callable[[Connection, DevserverError], None]
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """How long things may take, in seconds, and how much there may be of them.
+
+    Attributes:
+        queue_seconds: for which a request may wait for a worker.
+        body_queue_seconds: for which one with a large body may wait for its turn.
+        socket_seconds: for which a worker waits for a client's next bytes.
+        max_bodies: how many workers may wait for such bodies at a time.
+    """
+
+    queue_seconds: float
+    body_queue_seconds: float
+    socket_seconds: float
+    max_bodies: int
+
+
 @dataclass(eq=False)
 class _Turn:
-    """A connection's turn with a worker."""
+    """A connection's turn with a worker.
+
+    Attributes:
+        has_body: whether it is one of those that may wait for the rest of a body.
+    """
 
     connection: Connection
     work: Callable[[], object]
     is_new: bool
+    has_body: bool = False
     queued_at: float = field(default_factory=time.monotonic)
 
 
@@ -35,8 +57,7 @@ class WorkQueue:
         self,
         thread: LoopThread,
         workers: Workers,
-        queue_seconds: float,
-        socket_seconds: float,
+        limits: QueueLimits,
         take_back: Callable[[Connection, bool], None],
         refuse: Refuse,
     ) -> None:
@@ -45,51 +66,87 @@ class WorkQueue:
         Args:
             thread: the loop's.
             workers: what does the work.
-            queue_seconds: for which a request may wait for a worker.
-            socket_seconds: for which a worker waits for a client's next bytes.
+            limits: of waiting.
             take_back: takes a connection after work, on the loop's thread, with whether it is
                 still good.
             refuse: answers one for which there is no worker.
         """
         self._thread = thread
         self._workers = workers
-        self._queue_seconds = queue_seconds
-        self._socket_seconds = socket_seconds
+        self._limits = limits
         self._take_back = take_back
         self._refuse = refuse
         # Guards the two below. Whoever takes a turn off the queue is the one who sees to it.
         self._lock = threading.Lock()
         self._queue: deque[_Turn] = deque()
         self._calls = 0  # of workers that are to come for a turn; no fewer than there are turns
+        # Those with large bodies come to the queue when others of that kind have ended.
+        self._bodies = 0
+        self._waiting_bodies: deque[_Turn] = deque()
 
-    def add(self, connection: Connection, work: Callable[[], object], *, is_new: bool) -> None:
-        """Have a worker work on a connection; one that is not new is never turned away."""
-        turn = _Turn(connection, work, is_new)
+    def add_new(self, connection: Connection) -> None:
+        """Have a worker answer the request that a connection has."""
+        has_body = connection.inbox.has_body_to_come
+        turn = _Turn(connection, connection.communicate, is_new=True, has_body=has_body)
+        if not has_body:
+            self._add(turn)
+        elif len(self._waiting_bodies) >= _MAX_QUEUED:
+            self._refuse(connection, _too_busy())
+        else:
+            self._waiting_bodies.append(turn)
+            self._admit_bodies()
+
+    def add_resumed(self, connection: Connection, work: Callable[[], object]) -> None:
+        """Have a worker go on with a connection, which is never turned away."""
+        self._add(_Turn(connection, work, is_new=False))
+
+    def turn_away_late(self) -> None:
+        """Refuse those who have waited for too long."""
+        now = time.monotonic()
+        late = now - self._limits.queue_seconds
         with self._lock:
-            is_full = is_new and len(self._queue) >= _MAX_QUEUED
+            turned_away = [turn for turn in self._queue if turn.is_new and turn.queued_at < late]
+            for turn in turned_away:
+                self._queue.remove(turn)
+        for turn in turned_away:
+            self._turn_away(turn, _too_busy())
+        self._turn_away_bodies(now - self._limits.body_queue_seconds, _too_busy())
+
+    def end(self, error: DevserverError) -> None:
+        """Refuse those whose bodies have not been begun with."""
+        self._turn_away_bodies(time.monotonic(), error)
+
+    def _turn_away_bodies(self, late: float, error: DevserverError) -> None:
+        while self._waiting_bodies and self._waiting_bodies[0].queued_at <= late:
+            self._refuse(self._waiting_bodies.popleft().connection, error)
+
+    def _admit_bodies(self) -> None:
+        while self._waiting_bodies and self._bodies < self._limits.max_bodies:
+            turn = self._waiting_bodies.popleft()
+            turn.queued_at = time.monotonic()
+            self._bodies += 1
+            self._add(turn)
+
+    def _add(self, turn: _Turn) -> None:
+        with self._lock:
+            is_full = turn.is_new and len(self._queue) >= _MAX_QUEUED
             if not is_full:
                 self._queue.append(turn)
             must_call = self._calls < len(self._queue)
             self._calls += must_call
         if is_full:
-            self._turn_away(turn)
+            self._turn_away(turn, _too_busy())
         elif must_call:
             self._call_worker(turn)
 
-    def turn_away_late(self) -> None:
-        """Refuse those who have waited for too long."""
-        late = time.monotonic() - self._queue_seconds
-        with self._lock:
-            if not self._queue or self._queue[0].queued_at >= late:
-                return
-            turned_away = [turn for turn in self._queue if turn.is_new and turn.queued_at < late]
-            kept = [turn for turn in self._queue if not turn.is_new or turn.queued_at >= late]
-            self._queue = deque(kept)
-        for turn in turned_away:
-            self._turn_away(turn)
+    def _turn_away(self, turn: _Turn, error: DevserverError) -> None:
+        self._end_turn(turn)
+        self._refuse(turn.connection, error)
 
-    def _turn_away(self, turn: _Turn, error: DevserverError | None = None) -> None:
-        self._refuse(turn.connection, error or Busy("all workers are busy; ask again"))
+    def _end_turn(self, turn: _Turn) -> None:
+        if turn.has_body:
+            self._bodies -= 1
+            self._thread.loop.call_soon(self._admit_bodies)
 
     def _call_worker(self, turn: _Turn) -> None:
         try:
@@ -115,9 +172,17 @@ class WorkQueue:
         connection = turn.connection
         is_good = False
         try:
-            connection.socket.settimeout(self._socket_seconds)
+            connection.socket.settimeout(self._limits.socket_seconds)
             turn.work()
             connection.socket.setblocking(False)
             is_good = True
         finally:
-            self._thread.call(self._take_back, connection, is_good)
+            self._thread.call(self._end_work, turn, is_good)
+
+    def _end_work(self, turn: _Turn, is_good: bool) -> None:
+        self._end_turn(turn)
+        self._take_back(turn.connection, is_good)
+
+
+def _too_busy() -> Busy:
+    return Busy("all workers are busy; ask again")
