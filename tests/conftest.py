@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from archive_server import ArchiveServer
+from real_postgres import Postgres, find_programs, running_postgres
 from running_server import RunningServer
 
 from artifacts.commands.sample_build import BUILD, TARGET, make_sample_build
+from artifacts.database.database import Database
 
 Serve = Callable[..., RunningServer]
 
@@ -57,6 +59,44 @@ def archive(archive_directory: Path) -> Iterator[ArchiveServer]:
 @pytest.fixture
 def build_url(archive: ArchiveServer) -> str:
     return f"{archive.url}/{TARGET}/{BUILD}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL, one for all tests of a process; to be left running."""
+    programs = find_programs()
+    if programs is None:
+        missing_tool("PostgreSQL")
+    assert programs is not None
+    with running_postgres(programs) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The URL of an empty database in PostgreSQL, the test's own."""
+    url = postgres.make_database()
+    yield url
+    postgres.remove_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, for ``--database-url``; the test runs on SQLite and PostgreSQL.
+
+    Where a test cannot tell the databases apart, it does without.
+    """
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    return f"sqlite:///{tmp_path / 'devserver.db'}"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A database with its tables, and nothing in them; the test runs on SQLite and PostgreSQL."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _parse(url: str) -> URL:
     if backend in {"postgresql", "postgres"}:
         return parsed.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and parsed.database:
-        return parsed
+        return parsed.set(drivername="sqlite")
     raise ConfigError(
         f"the database must be sqlite:////PATH or postgresql://HOST/NAME, not {url!r}"
     )
