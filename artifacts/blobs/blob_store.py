@@ -6,21 +6,20 @@ A blob is there if the database says so, and the database says so only once the 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
-from itertools import islice
+from collections.abc import Collection
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 
+from artifacts.blobs.damage import Damage, find_damage
 from artifacts.blobs.storage import BlobStorage, OpenedBlob
+from artifacts.database.batches import batches
 from artifacts.database.database import Database
 from artifacts.database.locks import Locks
-from artifacts.database.tables import blobs, leases, owners
+from artifacts.database.tables import blob_index, blobs, leases, owners
 
 # For which what a client was told to be there stays, at least.
 LEASE_SECONDS = 24 * 3600.0
-# Databases limit how many values a statement may have.
-_VALUES_AT_ONCE = 500
 
 
 class BlobStore:
@@ -80,11 +79,13 @@ class BlobStore:
         """
         found: dict[str, int] = {}
         with self._database.writing() as connection:
-            for some in _batches(checksums):
+            for some in batches(checksums):
                 rows = connection.execute(
                     select(blobs.c.checksum, blobs.c.size)
                     .join(owners, owners.c.checksum == blobs.c.checksum)
                     .where(owners.c.organization == organization, blobs.c.checksum.in_(some))
+                    # Whoever is just removing one has removed it, or finds the lease.
+                    .with_for_update(read=True, key_share=True, of=blobs)
                 )
                 found.update((row.checksum, row.size) for row in rows)
             self._lease(connection, sorted(found))
@@ -106,15 +107,85 @@ class BlobStore:
         """Open a blob, as the storage does."""
         return self.storage.open(checksum, start, stop)
 
-    def drop(self, checksum: str) -> None:
-        """Forget a blob that is damaged, and remove it: it will be asked for again."""
+    def find_damage(self, checksum: str) -> Damage | None:
+        """Return what is wrong with a blob; None if it is whole, or not on record.
+
+        Nobody stores or removes it while it is read.
+
+        Raises:
+            StorageError: the storage does not let it be read.
+        """
+        with self._locks.holding(checksum):
+            return self._find_damage(checksum)
+
+    def drop(self, checksum: str) -> Damage | None:
+        """Forget a blob that is damaged or missing, and remove it: it will be asked for again.
+
+        One that is whole stays: others may have found the damage, too, and it has been sent anew.
+
+        Returns:
+            What was wrong with it; None if it is whole, or not on record.
+
+        Raises:
+            StorageError: the storage does not let it be read or removed.
+        """
+        with self._locks.holding(checksum):
+            damage = self._find_damage(checksum)
+            if damage is not None:
+                with self._database.writing() as connection:
+                    connection.execute(blobs.delete().where(blobs.c.checksum == checksum))
+                self.storage.delete(checksum)
+            return damage
+
+    def collect(self, checksum: str, now: float) -> int | None:
+        """Remove a blob if no file uses it and its lease is over.
+
+        Returns:
+            Its size in bytes; None if it stays, or is not on record.
+
+        Raises:
+            StorageError: its record is removed, but its bytes cannot be.
+        """
         with self._locks.holding(checksum):
             with self._database.writing() as connection:
+                # Who is granting a lease has locked the row, too: what comes after this look sees
+                # the lease, or does not see the blob.
+                row = connection.execute(_record_of(checksum).with_for_update()).first()
+                if row is None or _is_needed(connection, checksum, now):
+                    return None
                 connection.execute(blobs.delete().where(blobs.c.checksum == checksum))
             self.storage.delete(checksum)
+            return int(row.size)
+
+    def remove_unrecorded(self, checksum: str) -> bool:
+        """Remove the bytes of a blob that is not on record; return whether it is not.
+
+        Raises:
+            StorageError: they cannot be removed.
+        """
+        with self._locks.holding(checksum):
+            if self._size_of(checksum) is not None:
+                return False
+            self.storage.delete(checksum)
+            return True
+
+    def _find_damage(self, checksum: str) -> Damage | None:
+        size = self._size_of(checksum)
+        return None if size is None else find_damage(self.storage, checksum, size)
+
+    def _size_of(self, checksum: str) -> int | None:
+        with self._database.reading() as connection:
+            row = connection.execute(_record_of(checksum)).first()
+        return None if row is None else int(row.size)
 
 
-def _batches(checksums: Collection[str]) -> Iterator[list[str]]:
-    left = iter(checksums)
-    while some := list(islice(left, _VALUES_AT_ONCE)):
-        yield some
+def _record_of(checksum: str) -> Select[tuple[int]]:
+    return select(blobs.c.size).where(blobs.c.checksum == checksum)
+
+
+def _is_needed(connection: Connection, checksum: str, now: float) -> bool:
+    is_used = select(blob_index.c.checksum).where(blob_index.c.checksum == checksum).limit(1)
+    is_leased = select(leases.c.checksum).where(
+        leases.c.checksum == checksum, leases.c.expires_at > now
+    )
+    return any(connection.execute(query).first() is not None for query in (is_used, is_leased))

@@ -6,10 +6,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, exists, or_, select
 
 from artifacts.database.database import Database
-from artifacts.database.tables import blob_index, blobs, files
+from artifacts.database.tables import (
+    blob_index,
+    blobs,
+    build_files,
+    debug_files,
+    files,
+)
 
 
 @dataclass(frozen=True)
@@ -88,14 +94,18 @@ class Files:
             "crc32c": crc32c,
             "created_at": time.time(),
         }
-        inserted = connection.execute(
-            self._database.insert(files).on_conflict_do_nothing().returning(files.c.id), row
-        ).first()
+        insert = self._database.insert(files).on_conflict_do_nothing().returning(files.c.id)
+        inserted = connection.execute(insert, row).first()
         if inserted is None:
-            known = select(files.c.id).where(
-                files.c.organization == organization, files.c.checksum == checksum
-            )
-            return int(connection.execute(known).scalar_one())
+            # Whoever is just removing it has removed it, or finds what names it.
+            known = connection.execute(
+                select(files.c.id)
+                .where(files.c.organization == organization, files.c.checksum == checksum)
+                .with_for_update(read=True, key_share=True)
+            ).first()
+            if known is not None:
+                return int(known.id)
+            inserted = connection.execute(insert, row).one()
         if parts:
             connection.execute(
                 blob_index.insert(),
@@ -124,6 +134,23 @@ class Files:
             )
         return list(dict.fromkeys(p.checksum for p in file.parts if p.checksum not in present))
 
+    def remove_unnamed(self, file_id: int, before: float) -> bool:
+        """Remove a file and its blob index if nothing names it and it is older than ``before``.
+
+        Returns whether it was removed.
+        """
+        with self._database.writing() as connection:
+            row = connection.execute(
+                select(files.c.id)
+                .where(files.c.id == file_id, files.c.created_at < before)
+                .with_for_update()
+            ).first()
+            # Looked at only now, when nobody can begin to name it.
+            if row is None or connection.execute(select(is_named(file_id))).scalar_one():
+                return False
+            connection.execute(files.delete().where(files.c.id == file_id))
+            return True
+
     def _read(self, connection: Connection, row: object) -> AssembledFile:
         indexed = connection.execute(
             select(blob_index)
@@ -132,3 +159,11 @@ class Files:
         )
         parts = tuple(BlobPart(part.offset, part.size, part.checksum) for part in indexed)
         return AssembledFile(row.id, row.checksum, row.size, row.crc32c, parts)  # type: ignore[attr-defined]
+
+
+def is_named(file_id: ColumnElement[int] | int) -> ColumnElement[bool]:
+    """The condition that a debug file or a build names a file."""
+    return or_(
+        exists().where(debug_files.c.file_id == file_id),
+        exists().where(build_files.c.file_id == file_id),
+    )

@@ -1,0 +1,367 @@
+"""Collecting garbage: what nobody needs goes, and nothing that anybody was told to be there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+from stored_uploads import DAY, HOUR, ORGANIZATION, StoredUploads, sha1
+
+from artifacts.blobs import blob_store, inventory
+from artifacts.blobs.blob_store import LEASE_SECONDS
+from artifacts.blobs.directory_storage import DirectoryStorage
+from artifacts.blobs.garbage import Collected
+from artifacts.blobs.storage import BlobStorage, StorageError
+from artifacts.database.database import Database
+from artifacts.database.locks import ProcessLocks
+from artifacts.database.tables import assemblies, blob_index, blobs, files, leases, owners
+from artifacts.errors import Busy
+
+SECONDS = 30
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.in_directory(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> BlobStorage:
+    return DirectoryStorage(tmp_path / "blobs")
+
+
+@pytest.fixture
+def uploads(database: Database, storage: BlobStorage) -> StoredUploads:
+    return StoredUploads(database, storage, ProcessLocks())
+
+
+def test_a_blob_that_no_file_uses_goes_once_its_lease_is_over(uploads: StoredUploads) -> None:
+    checksum = uploads.send(b"never assembled")
+    uploads.later = LEASE_SECONDS - 60
+    assert uploads.collect() == Collected()
+    assert uploads.is_recorded(checksum) and uploads.is_stored(checksum)
+
+    uploads.later = LEASE_SECONDS + 60
+    assert uploads.collect() == Collected(blobs=1, bytes=len(b"never assembled"))
+    assert not uploads.is_recorded(checksum) and not uploads.is_stored(checksum)
+    assert uploads.count(owners) == uploads.count(leases) == 0
+
+
+def test_a_blob_that_a_file_uses_stays_without_a_lease(uploads: StoredUploads) -> None:
+    used, unused = uploads.send(b"used"), uploads.send(b"unused")
+    uploads.add_debug_file("crash_lab", [b"used"])
+    uploads.later = 30 * DAY
+    assert uploads.collect() == Collected(blobs=1, bytes=len(b"unused"), leases=1)
+    assert uploads.is_recorded(used) and uploads.is_stored(used)
+    assert not uploads.is_stored(unused)
+    assert uploads.count(leases) == 0
+
+
+def test_what_a_client_was_told_to_be_there_can_be_assembled_a_day_later(
+    uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum = uploads.send(b"confirmed")
+    almost_over = time.time() + LEASE_SECONDS - 60
+    monkeypatch.setattr(time, "time", lambda: almost_over)
+    told = uploads.blobs.lease_owned(ORGANIZATION, [checksum])
+    assert told == {checksum: len(b"confirmed")}
+
+    uploads.later = LEASE_SECONDS - 60
+    assert uploads.collect().blobs == 0
+    uploads.add_debug_file("crash_lab", [b"confirmed"])
+    uploads.later = LEASE_SECONDS + 60
+    assert uploads.collect().blobs == 0
+    assert uploads.is_stored(checksum)
+
+
+def test_a_file_that_nothing_names_goes_after_a_day_and_its_blobs_with_it(
+    uploads: StoredUploads,
+) -> None:
+    for data in (b"of both", b"of one"):
+        uploads.send(data)
+    uploads.add_file([b"of both", b"of one"])
+    uploads.add_build_file("lamp", "R1", "image", [b"of both"])
+    uploads.later = DAY - 60
+    assert uploads.collect() == Collected()
+    uploads.later = DAY + 60
+    expected = Collected(files=1, blobs=1, bytes=len(b"of one"), leases=1)
+    assert uploads.collect() == expected
+    assert uploads.count(files) == uploads.count(blob_index) == 1
+    assert uploads.is_stored(sha1(b"of both")) and not uploads.is_stored(sha1(b"of one"))
+
+
+def test_bytes_that_were_never_recorded_go_after_an_hour(uploads: StoredUploads) -> None:
+    data = b"the server was killed before it recorded this"
+    spooled = uploads.storage.spool_directory / "spooled"
+    spooled.write_bytes(data)
+    uploads.storage.put(sha1(data), spooled)
+    uploads.later = HOUR - 60
+    assert uploads.collect() == Collected()
+    uploads.later = HOUR + 60
+    assert uploads.collect() == Collected(unrecorded_blobs=1, bytes=len(data))
+    assert not uploads.is_stored(sha1(data))
+
+
+def test_the_blobs_of_another_database_are_left(
+    uploads: StoredUploads, tmp_path: Path, storage: BlobStorage
+) -> None:
+    for number in range(101):
+        uploads.send(b"%d" % number)
+    (tmp_path / "other").mkdir()
+    wrong = Database.in_directory(tmp_path / "other")
+    mistaken = StoredUploads(wrong, storage, ProcessLocks())
+    mistaken.later = 30 * DAY
+    mistaken.send(b"another one")
+    mistaken.add_debug_file("crash_lab", [b"another one"])
+    assert mistaken.collect().unrecorded_blobs_left == 101
+    assert len(list(storage.list())) == 102
+    wrong.close()
+
+
+def test_expired_outcomes_of_assembling_go(uploads: StoredUploads) -> None:
+    rows = [
+        {"offer": f"{number}", "state": "error", "detail": "", "expires_at": time.time() + seconds}
+        for number, seconds in enumerate([-1.0, HOUR])
+    ]
+    with uploads.database.writing() as connection:
+        connection.execute(insert(assemblies), rows)
+    assert uploads.collect() == Collected(assemblies=1)
+    assert uploads.count(assemblies) == 1
+
+
+def test_temporary_files_go_after_a_day(uploads: StoredUploads) -> None:
+    spool = uploads.storage.spool_directory
+    (spool / "left").write_bytes(b"left behind")
+    (spool / "directory").mkdir()
+    (spool / "link").symlink_to(spool / "left")
+    uploads.later = DAY - 60
+    assert uploads.collect() == Collected()
+    (spool / "fresh").write_bytes(b"being written")
+    os.utime(spool / "fresh", (time.time() + HOUR,) * 2)
+    uploads.later = DAY + 60
+    assert uploads.collect() == Collected(temporary_files=1, bytes=len(b"left behind"))
+    assert {path.name for path in spool.iterdir()} == {"fresh", "directory", "link"}
+
+
+def test_more_than_a_page_of_everything_goes(
+    uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("artifacts.blobs.garbage._ROWS_AT_ONCE", 3)
+    kept = [b"kept %d" % number for number in range(10)]
+    for number in range(10):
+        uploads.send(kept[number])
+        uploads.send(b"unused %d" % number)
+        uploads.add_file([kept[number], kept[0]])
+    uploads.add_debug_file("crash_lab", kept)
+    uploads.later = 30 * DAY
+    collected = uploads.collect()
+    assert (collected.blobs, collected.files, collected.leases) == (10, 10, 10)
+    assert uploads.count(blobs) == len(list(uploads.storage.list())) == 10
+    assert asdict(uploads.collect()) == asdict(Collected())
+
+
+class HeldAtLock:
+    """Locks; who asks for one first has to wait until ``go_on``, and has not got it meanwhile."""
+
+    def __init__(self) -> None:
+        self._locks = ProcessLocks()
+        self._guard = threading.Lock()
+        self._held = False
+        self.is_held, self.go_on = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        with self._guard:
+            is_first, self._held = not self._held, True
+        if is_first:
+            self.is_held.set()
+            assert self.go_on.wait(SECONDS)
+        with self._locks.holding(name):
+            yield
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("way", ["sent again", "confirmed", "asked for"])
+def test_a_blob_that_is_wanted_after_it_was_found_unused_stays(
+    way: str, uploads: StoredUploads, storage: BlobStorage
+) -> None:
+    data = b"unused for long"
+    checksum = uploads.send(data)
+    forget_leases(uploads)
+    locks = HeldAtLock()
+    collecting = StoredUploads(uploads.database, storage, locks)
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(collecting.collect)
+        assert locks.is_held.wait(SECONDS)
+        if way == "sent again":
+            uploads.send(data)
+        elif way == "confirmed":
+            assert uploads.blobs.keep("another", checksum, len(data), None)
+        else:
+            assert uploads.blobs.lease_owned(ORGANIZATION, [checksum])
+        locks.go_on.set()
+        assert collected.result(SECONDS) == Collected()
+    assert uploads.is_recorded(checksum) and uploads.is_stored(checksum)
+
+
+class HeldAtDelete(DirectoryStorage):
+    """A directory that removes nothing before ``go_on``."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.is_held, self.go_on = threading.Event(), threading.Event()
+
+    def delete(self, checksum: str) -> None:
+        self.is_held.set()
+        assert self.go_on.wait(SECONDS)
+        super().delete(checksum)
+
+
+def test_a_chunk_that_comes_while_its_blob_is_removed_is_there_afterwards(
+    database: Database, tmp_path: Path
+) -> None:
+    storage = HeldAtDelete(tmp_path / "blobs")
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    data = b"unused for long"
+    checksum = uploads.send(data)
+    forget_leases(uploads)
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(uploads.collect)
+        assert storage.is_held.wait(SECONDS)
+        assert not uploads.is_recorded(checksum)
+        asked = uploads.blobs.lease_owned(ORGANIZATION, [checksum])
+        sent = pool.submit(uploads.send, data)
+        storage.go_on.set()
+        assert collected.result(SECONDS).blobs == 1
+        assert asked == {} and sent.result(SECONDS) == checksum
+    assert uploads.is_recorded(checksum) and uploads.is_stored(checksum)
+
+
+@pytest.mark.parametrize("round_", range(10))
+def test_a_lease_is_granted_before_the_last_look_or_not_at_all(
+    round_: int, uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksums = [uploads.send(b"%d" % number) for number in range(5)]
+    forget_leases(uploads)
+    barrier = threading.Barrier(2)
+
+    def at_once(call: Callable[[], Any]) -> Any:
+        barrier.wait(SECONDS)
+        return call()
+
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(at_once, uploads.collect)
+        told = pool.submit(at_once, lambda: uploads.blobs.lease_owned(ORGANIZATION, checksums))
+        assert collected.result(SECONDS).blobs + len(told.result(SECONDS)) == 5
+    for checksum in checksums:
+        is_there = checksum in told.result()
+        assert uploads.is_recorded(checksum) == uploads.is_stored(checksum) == is_there
+    assert uploads.count(leases) == len(told.result())
+
+
+def test_a_lease_that_is_asked_for_between_the_last_look_and_the_removal_is_not_granted(
+    uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum = uploads.send(b"unused for long")
+    forget_leases(uploads)
+    looked, go_on = threading.Event(), threading.Event()
+    is_needed = blob_store._is_needed
+
+    def look(*about: Any) -> bool:
+        needed = is_needed(*about)
+        looked.set()
+        assert go_on.wait(SECONDS)
+        return needed
+
+    monkeypatch.setattr(blob_store, "_is_needed", look)
+    with ThreadPoolExecutor() as pool:
+        collected = pool.submit(uploads.collect)
+        assert looked.wait(SECONDS)
+        asked = pool.submit(uploads.blobs.lease_owned, ORGANIZATION, [checksum])
+        # It has to wait; this gives it the time to fail to.
+        assert not wait([asked], timeout=0.2).done
+        go_on.set()
+        assert asked.result(SECONDS) == {}
+        assert collected.result(SECONDS).blobs == 1
+
+
+def test_a_file_that_gets_a_name_after_it_was_found_unnamed_stays(
+    uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads.send(b"a file")
+    uploads.add_file([b"a file"])
+    uploads.later = 2 * DAY
+    remove = uploads.files.remove_unnamed
+
+    def remove_after(file_id: int, before: float) -> bool:
+        uploads.add_debug_file("crash_lab", [b"a file"])
+        return remove(file_id, before)
+
+    monkeypatch.setattr(uploads.files, "remove_unnamed", remove_after)
+    assert uploads.collect() == Collected(leases=1)
+    assert uploads.count(files) == 1
+
+
+def test_several_collect_at_the_same_time(
+    uploads: StoredUploads, database: Database, tmp_path: Path
+) -> None:
+    data = [b"%d" % number for number in range(40)]
+    for chunk in data:
+        uploads.send(chunk)
+    uploads.add_debug_file("crash_lab", data[:10])
+    uploads.later = 30 * DAY
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(uploads.collect) for _ in range(4)]
+        collected = [each.result(SECONDS) for each in running]
+    assert sum(each.blobs for each in collected) == 30
+    assert sum(each.unrecorded_blobs for each in collected) == 0
+    assert uploads.count(blobs) == len(list(uploads.storage.list())) == 10
+
+
+def test_a_storage_that_does_not_remove_is_told_and_the_next_time_goes_on(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = DirectoryStorage(tmp_path / "blobs")
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    for number in range(3):
+        uploads.send(b"%d" % number)
+    uploads.later = 2 * DAY
+
+    def refuse(checksum: str) -> None:
+        raise StorageError(f"cannot remove {checksum}")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "delete", refuse)
+        with pytest.raises(StorageError):
+            uploads.collect()
+    assert uploads.count(blobs) == 2
+    assert uploads.collect() == Collected(blobs=2, unrecorded_blobs=1, bytes=3)
+    assert not list(storage.list())
+
+
+def test_collecting_ends_when_it_is_stopped(uploads: StoredUploads) -> None:
+    checksum = uploads.send(b"unused")
+    uploads.later = 2 * DAY
+    uploads.stopped.set()
+    with pytest.raises(Busy):
+        uploads.collect()
+    assert uploads.is_stored(checksum)
+
+
+def forget_leases(uploads: StoredUploads) -> None:
+    with uploads.database.writing() as connection:
+        connection.execute(leases.delete())
