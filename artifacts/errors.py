@@ -102,6 +102,14 @@ class ArchiveFileMissing(ArchiveError):
     """The archive does not have a file that its listing names."""
 
 
+class ArchiveObjectMissing(ArchiveFileMissing):
+    """The archive says that it has the bucket, and not the object."""
+
+
+class ArchiveRangeMissing(TransientArchiveError):
+    """The file is shorter than what was asked of it."""
+
+
 class ArchiveFileChanged(ArchiveError):
     """The file in the archive is no longer the one whose bytes have been read so far."""
 

@@ -15,7 +15,12 @@ from artifacts.errors import ArchiveError, TransientArchiveError
 
 
 def connection_error(
-    error: Exception, what: str, url: str, timeouts: tuple[float, float]
+    error: Exception,
+    what: str,
+    url: str,
+    timeouts: tuple[float, float],
+    *,
+    doing: str = "read",
 ) -> ArchiveError:
     """Say what it was that requests, urllib3 or the system refused.
 
@@ -23,6 +28,7 @@ def connection_error(
         what: what could not be read.
         url: what was asked for.
         timeouts: seconds to connect, and between two bytes.
+        doing: what could not be done with it, where that is not reading.
 
     Returns:
         a TransientArchiveError, but for what another try would not change.
@@ -34,14 +40,14 @@ def connection_error(
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ArchiveError(
-                f"cannot read {what}: the certificate of {who} is not trusted: "
+                f"cannot {doing} {what}: the certificate of {who} is not trusted: "
                 f"{cause.verify_message}"
             )
         if isinstance(cause, _UNUSABLE):
-            return ArchiveError(f"cannot read {what}: not a usable address: {cause}")
+            return ArchiveError(f"cannot {doing} {what}: not a usable address: {cause}")
     happened = next(filter(None, (_in_words(cause, timeouts) for cause in causes)), None)
     return TransientArchiveError(
-        f"cannot read {what}: {who} {happened or f'failed ({type(causes[0]).__name__})'}"
+        f"cannot {doing} {what}: {who} {happened or f'failed ({type(causes[0]).__name__})'}"
     )
 
 

@@ -18,7 +18,12 @@ import requests
 import urllib3
 
 from artifacts.checksums import Checksums
-from artifacts.errors import ArchiveError, ArchiveFileChanged, TransientArchiveError
+from artifacts.errors import (
+    ArchiveError,
+    ArchiveFileChanged,
+    ArchiveRangeMissing,
+    TransientArchiveError,
+)
 from artifacts.sources.source import ArchiveFile
 
 _CONTENT_RANGE = re.compile(
@@ -123,6 +128,7 @@ def opened_range(
 
     Raises:
         ArchiveFileChanged: it is of another generation or size.
+        ArchiveRangeMissing: the status is 416.
         TransientArchiveError: it is no answer to what was asked.
     """
     if file.generation is not None and generation not in {None, file.generation}:
@@ -141,7 +147,7 @@ def opened_range(
         raise ArchiveFileChanged(f"{what} has {size} bytes now, and had {file.size}")
     wanted = f"bytes from {start} to {'the end' if stop is None else stop}"
     if response.status_code == 416:
-        raise TransientArchiveError(f"{what}: the archive has no {wanted} (416)")
+        raise ArchiveRangeMissing(f"{what}: the archive has no {wanted} (416)")
     if match is None or match["first"] is None or int(match["first"]) != start:
         raise TransientArchiveError(f"{what}: asked for {wanted}, the archive answered {told!r}")
     end = int(match["last"]) + 1
