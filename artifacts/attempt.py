@@ -98,23 +98,27 @@ class Attempt:
         if self._piece_bytes is None:
             # As many rounds as pieces of the usual size would need, all of them full.
             rounds = -(-self.size // (connections * _USUAL_PIECE_BYTES))
-            self._piece_bytes = max(_MIN_PIECE_BYTES, -(-self.size // (connections * rounds)))
+            even_bytes = max(_MIN_PIECE_BYTES, -(-self.size // (connections * rounds)))
+            self._piece_bytes = self._in_whole_parts(even_bytes)
         if piece := self.take_wanted_piece():
             return piece
         # The first piece is small all the same: it shows how fast the archive is.
         is_large = is_alone and self._taken.total > 0
-        return self._take(0, _LONE_PIECE_BYTES if is_large else self._piece_bytes)
+        lone_bytes = self._in_whole_parts(_LONE_PIECE_BYTES)
+        return self._take(0, lone_bytes if is_large else self._piece_bytes)
 
     def take_wanted_piece(self) -> Piece | None:
         """Return the piece that has been waited for the longest and nobody reads yet, if any."""
         for position in self._wanted:
             if self._is_free(position):
-                return self._take(position, self._piece_bytes or _MIN_PIECE_BYTES)
+                return self._take(position, self._least_piece_bytes)
         return None
 
     def _take(self, position: int, max_bytes: int) -> Piece | None:
-        """Return a piece of what is free, at ``position`` or behind it."""
+        """Return a piece of what is free: the part that has ``position``, or what is behind it."""
         assert self.size is not None
+        # All that is taken is taken in whole parts, so that a part is free if any byte of it is.
+        position -= position % (self.file.part_bytes or 1)
         start, stop = self._taken.gap_from(position, self.size)
         stop = min(stop, start + max_bytes)
         self._taken.add(start, stop)
@@ -170,7 +174,16 @@ class Attempt:
         """How many pieces are not taken yet, by the smallest that they may be."""
         if not self.can_be_split or self._taken_whole or self.size is None:
             return 0
-        return -(-(self.size - self._taken.total) // (self._piece_bytes or _MIN_PIECE_BYTES))
+        return -(-(self.size - self._taken.total) // self._least_piece_bytes)
+
+    @property
+    def _least_piece_bytes(self) -> int:
+        return self._piece_bytes or self._in_whole_parts(_MIN_PIECE_BYTES)
+
+    def _in_whole_parts(self, count: int) -> int:
+        """Return the size, ``count`` bytes or some more, of whole parts of the archive's."""
+        part_bytes = self.file.part_bytes or 1
+        return -(-count // part_bytes) * part_bytes
 
     def begin_writeback(self) -> bool:
         """Whether to call ``write_out`` now, for which the attempt has got another user."""

@@ -3,7 +3,8 @@
 A Fetch is filled by several connections at once, each reading a *piece*: a few MiB of consecutive
 bytes. Pieces are taken in order, but for those that a reader waits for and that no connection reads
 yet: these come first, and a connection is added for them if the fetch may have one more. A reader
-that waits no longer has no say any more. No byte is in two pieces.
+that waits no longer has no say any more. No byte is in two pieces. Where the archive keeps the file
+in parts, no part is in two pieces either, and several connections are used from the beginning.
 
 All bytes of one *attempt* come from one generation of the object: when the archive's file turns out
 to be another by now, or the finished bytes do not have their checksum, the attempt is abandoned,
@@ -120,7 +121,7 @@ class Fetch:
         self._file = file
         self._attempt: Attempt | None = None
         self._attempts = 0
-        self._wanted_connections = 1
+        self._wanted_connections = 1 if file.part_bytes is None else limits.connections
         self._open_connections = 0
         self._failure: DevserverError | None = None
         self._stopped = threading.Event()  # set on the end of either kind; ends pauses

@@ -399,8 +399,10 @@ def test_a_reader_anywhere_is_cut_when_the_fetch_fails(
             reading.result(10)
 
 
-def attempt_of(directory: Path, size: int) -> Attempt:
-    file = ArchiveFile("f", size, size_is_exact=True, generation="1", has_ranges=True)
+def attempt_of(directory: Path, size: int, part_bytes: int | None = None) -> Attempt:
+    file = ArchiveFile(
+        "f", size, size_is_exact=True, generation="1", has_ranges=True, part_bytes=part_bytes
+    )
     return Attempt(file, directory)
 
 
@@ -422,12 +424,17 @@ def test_a_reader_that_waits_no_longer_has_no_say(temporary: Path) -> None:
 @given(
     wanted=st.lists(st.integers(0, 200 * MIB), max_size=12),
     is_alone=st.booleans(),
+    part_bytes=st.sampled_from([None, MIB, 8 * MIB, 7_654_321, 150 * MIB]),
     data=st.data(),
 )
-def test_whatever_readers_wait_for_each_byte_is_in_one_piece(
-    tmp_path_factory: pytest.TempPathFactory, wanted: list[int], is_alone: bool, data: st.DataObject
+def test_whatever_readers_wait_for_each_byte_is_in_one_piece_and_each_part_too(
+    tmp_path_factory: pytest.TempPathFactory,
+    wanted: list[int],
+    is_alone: bool,
+    part_bytes: int | None,
+    data: st.DataObject,
 ) -> None:
-    attempt = attempt_of(tmp_path_factory.getbasetemp(), 200 * MIB - 1)
+    attempt = attempt_of(tmp_path_factory.getbasetemp(), 200 * MIB - 1, part_bytes)
     taken: list[tuple[int, int]] = []
     for position in [*wanted, None]:
         free = position is not None and position < 200 * MIB - 1
@@ -439,7 +446,8 @@ def test_whatever_readers_wait_for_each_byte_is_in_one_piece(
                 break
             assert piece.stop is not None
             if free:
-                assert piece.position == position
+                assert piece.position <= position < piece.stop
+                assert part_bytes or piece.position == position
                 free = False
             taken.append((piece.position, piece.stop))
         if position is not None:
@@ -448,6 +456,7 @@ def test_whatever_readers_wait_for_each_byte_is_in_one_piece(
     end = 0
     for start, stop in sorted(taken):
         assert start == end
+        assert start % (part_bytes or 1) == 0
         end = stop
     assert end == 200 * MIB - 1
     attempt.abandoned = True

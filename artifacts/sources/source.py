@@ -25,8 +25,10 @@ class ArchiveFile:
         content_encoding: what its bytes, which are always read as they are stored, are encoded
             with, and are not to be when they are published: ``gzip``; None where there is nothing
             to undo, or only the answer to ``open`` tells.
-        stat_tells_more: whether asking for this file alone tells checksums and encoding, which
-            its listing lacks.
+        stat_tells_more: whether asking for this file alone tells checksums, encoding or parts,
+            which its listing lacks.
+        part_bytes: the size of the parts, all but the last, that the archive keeps the file in and
+            had best be asked for, several at a time; None where it does not matter.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ArchiveFile:
     checksums: Checksums = field(default_factory=Checksums)
     content_encoding: str | None = None
     stat_tells_more: bool = False
+    part_bytes: int | None = None
 
 
 class OpenedRange(Protocol):
