@@ -1,0 +1,117 @@
+"""Reading part of an assembled file, blob after blob, each checked against its name."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from artifacts.blobs.blob_store import BlobStore
+from artifacts.blobs.files import BlobPart
+from artifacts.blobs.sha1 import new_sha1
+from artifacts.blobs.storage import BlobMissing, OpenedBlob, StorageError
+
+if TYPE_CHECKING:
+    import hashlib
+
+
+class BlobDamaged(StorageError):
+    """A blob's bytes are not those that its name stands for."""
+
+    code = "blob_damaged"
+
+
+class BlobRange:
+    """Bytes ``start`` up to ``stop`` of a file; a context manager.
+
+    One blob is open at a time. The end of a blob that is read whole comes only if the blob is what
+    its name says. What turns out to be damaged, or gone, is dropped: it will be asked for again.
+    """
+
+    def __init__(self, blobs: BlobStore, parts: Sequence[BlobPart], start: int, stop: int) -> None:
+        """Open the blob that has the byte at ``start``.
+
+        Args:
+            parts: those of the file, in order; at least the ones that have bytes of the range.
+            stop: not behind the end of the file.
+
+        Raises:
+            BlobMissing: the blob is lost, and has to be sent again.
+            StorageError: the storage fails; another try may not.
+        """
+        self.position = start
+        self.stop = stop
+        self._blobs = blobs
+        self._parts = parts
+        self._index = bisect_right(parts, start, key=lambda part: part.offset) - 1
+        self._opened: OpenedBlob | None = None
+        self._sha1: hashlib._Hash | None = None  # of a blob that is read whole
+        if start < stop:
+            self._opened = self._open_blob(self._part_here())
+
+    def read(self, max_bytes: int) -> bytes:
+        """Return what has come, 1 to ``max_bytes`` bytes; b"" at the end.
+
+        Raises:
+            BlobMissing, BlobDamaged: a blob is lost, and has to be sent again.
+            StorageError: the storage fails; another try may not.
+        """
+        if self.position >= self.stop:
+            return b""
+        part = self._part_here()
+        if self._opened is None:
+            self._opened = self._open_blob(part)
+        stop = min(self.stop, part.offset + part.size)
+        block = self._opened.read(min(max_bytes, stop - self.position))
+        if self._sha1 is not None:
+            self._sha1.update(block)
+        is_at_end = self.position + len(block) == stop
+        if not block or (is_at_end and not self._is_right(part)):
+            raise self._damaged(part)
+        self.position += len(block)
+        if is_at_end:
+            self.close()
+        return block
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> BlobRange:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _part_here(self) -> BlobPart:
+        # Empty parts are passed over.
+        while (part := self._parts[self._index]).offset + part.size <= self.position:
+            self._index += 1
+        return part
+
+    def _open_blob(self, part: BlobPart) -> OpenedBlob:
+        start = self.position - part.offset
+        stop = min(self.stop - part.offset, part.size)
+        self._sha1 = new_sha1() if (start, stop) == (0, part.size) else None
+        try:
+            return self._blobs.open(part.checksum, start, stop)
+        except BlobMissing as error:
+            if self._blobs.drop(part.checksum):
+                raise
+            raise StorageError(f"blob {part.checksum} was not there, and is now") from error
+
+    def _is_right(self, part: BlobPart) -> bool:
+        return self._sha1 is None or self._sha1.hexdigest() == part.checksum
+
+    def _damaged(self, part: BlobPart) -> StorageError:
+        self.close()
+        if self._blobs.drop(part.checksum):
+            return BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
+        return StorageError(f"blob {part.checksum} came damaged once, and is whole by now")
