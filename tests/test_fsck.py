@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from artifacts.database.tables import blobs
 from artifacts.errors import Busy
 
 GOOD, BAD, SHORT, LONG, GONE = b"good " * 500, b"bad", b"short", b"long", b"gone"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database.in_directory(tmp_path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from sqlalchemy import insert
 from stored_uploads import DAY, HOUR, ORGANIZATION, StoredUploads, sha1
 
 from artifacts.blobs import blob_store, inventory
+from artifacts.blobs import files as stored_files
 from artifacts.blobs.blob_store import LEASE_SECONDS
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.garbage import Collected
@@ -27,13 +28,6 @@ from artifacts.database.tables import assemblies, blob_index, blobs, files, leas
 from artifacts.errors import Busy
 
 SECONDS = 30
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database.in_directory(tmp_path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -314,6 +308,32 @@ def test_a_file_that_gets_a_name_after_it_was_found_unnamed_stays(
     monkeypatch.setattr(uploads.files, "remove_unnamed", remove_after)
     assert uploads.collect() == Collected(leases=1)
     assert uploads.count(files) == 1
+
+
+def test_a_file_that_comes_again_while_it_is_removed_is_recorded_anew(
+    uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads.send(b"a file")
+    uploads.add_file([b"a file"])
+    looking, go_on = threading.Event(), threading.Event()
+    is_named = stored_files.is_named
+
+    def look(file_id: int) -> Any:
+        looking.set()
+        assert go_on.wait(SECONDS)
+        return is_named(file_id)
+
+    monkeypatch.setattr(stored_files, "is_named", look)
+    with ThreadPoolExecutor() as pool:
+        removed = pool.submit(uploads.files.remove_unnamed, 1, time.time() + DAY)
+        assert looking.wait(SECONDS)
+        added = pool.submit(uploads.add_debug_file, "crash_lab", [b"a file"])
+        # It has to wait; this gives it the time to fail to.
+        assert not wait([added], timeout=0.2).done
+        go_on.set()
+        assert removed.result(SECONDS)
+        added.result(SECONDS)
+    assert uploads.count(files) == uploads.count(blob_index) == 1
 
 
 def test_several_collect_at_the_same_time(
