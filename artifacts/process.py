@@ -29,6 +29,8 @@ def set_up_logging(level: str) -> None:
     cherrypy.log.access_log.disabled = True
     for chatty in ("urllib3", "google"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+    # What it says of a client's mistakes, the client is told.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def raise_open_files_limit() -> None:
