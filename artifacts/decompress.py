@@ -73,7 +73,8 @@ def open_deflate() -> Decompressor:
     return _Inflate(-zlib.MAX_WBITS)
 
 
-def _gzip_decompressor() -> Decompressor:
+def open_gzip() -> Decompressor:
+    """Return what decompresses one member of gzip."""
     return _Inflate(16 + zlib.MAX_WBITS)
 
 
@@ -95,7 +96,7 @@ class _Compression:
 
 
 _COMPRESSIONS = (
-    _Compression("gz", (b"\x1f\x8b\x08",), _gzip_decompressor),
+    _Compression("gz", (b"\x1f\x8b\x08",), open_gzip),
     _Compression("bz2", (b"BZh",), bz2.BZ2Decompressor),
     _Compression("xz", (b"\xfd7zXZ\x00",), _xz_decompressor),
     # A frame may be one to be skipped (RFC 8878, section 3.1.2); parallel zstd begins with such.

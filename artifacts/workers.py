@@ -67,17 +67,23 @@ class Workers:
             else:
                 self._changed.notify()
 
+    def call(self, call: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
+        """Have ``call(item)`` called on a thread; return the future of its result.
+
+        It fails with Busy if the workers are closed before. Raises Busy where they are already.
+        """
+        work = _Call(call, item)
+        self.submit(work)
+        return work.future
+
     def map(self, call: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Call for each item, several at a time; block, and return the results in their order.
 
         Raises whatever a call raises, the first item's first; Busy when the workers are closed
         meanwhile. Not to be used on one of the workers.
         """
-        calls = []
-        for item in items:
-            calls.append(_Call(call, item))
-            self.submit(calls[-1])
-        return [call.future.result() for call in calls]
+        futures = [self.call(call, item) for item in items]
+        return [future.result() for future in futures]
 
     @property
     def busy(self) -> int:
