@@ -20,6 +20,8 @@ import click
 
 from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
+from artifacts.blobs.api import BlobsApi
+from artifacts.blobs.chunk_upload import ChunkUploads
 from artifacts.blobs.uploads import Uploads
 from artifacts.build import Build
 from artifacts.catalog import Catalog
@@ -400,6 +402,9 @@ class Parts:
             self.uploads = Uploads(config)
             undo.callback(self.uploads.close)
             self.upload_protocol = UploadProtocol(self.uploads.tokens)
+            chunk_uploads = ChunkUploads(self.uploads.blobs)
+            undo.callback(chunk_uploads.close)
+            BlobsApi(chunk_uploads, config.upload_url_prefix).register(self.upload_protocol)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()

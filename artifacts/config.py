@@ -25,6 +25,7 @@ from artifacts.errors import DevserverError
 
 ENVIRONMENT_PREFIX = "DEVSERVER_"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)B?")
+_WEB_URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
 _LOCATION = re.compile(r"/(?!.*\.\.)[A-Za-z0-9._~/-]*")
 
 
@@ -169,6 +170,13 @@ class Config(BaseSettings):
         if prefix is not None and not _LOCATION.fullmatch(prefix):
             raise ValueError(f"not a location of nginx, like /.published/: {prefix!r}")
         return prefix
+
+    @field_validator("upload_url_prefix")
+    @classmethod
+    def _upload_url_is_http(cls, url: str | None) -> str | None:
+        if url is not None and not _WEB_URL.fullmatch(url):
+            raise ValueError(f"not a URL like https://devserver.example.com: {url!r}")
+        return url and url.rstrip("/")
 
     @property
     def static_directory(self) -> Path:

@@ -30,6 +30,12 @@ class BlobStore:
         self.storage = storage
         self._locks = locks
 
+    def has(self, checksum: str) -> bool:
+        """Whether a blob is there, whoever has sent it; not to be told to clients."""
+        with self._database.reading() as connection:
+            found = connection.execute(select(blobs.c.size).where(blobs.c.checksum == checksum))
+            return found.first() is not None
+
     def keep(self, organization: str, checksum: str, size: int, spooled: Path | None) -> bool:
         """Have a blob that ``organization`` has sent; it has a lease when this returns.
 

@@ -47,7 +47,7 @@ Handler = Callable[[Access], Handled]
 class _Call:
     method: str
     path: re.Pattern[str]
-    scope: str
+    scope: str | None
     handler: Handler
 
 
@@ -58,14 +58,14 @@ class UploadProtocol:
         self._tokens = tokens
         self._calls: list[_Call] = []
 
-    def add(self, method: str, path: str, scope: str, handler: Handler) -> None:
+    def add(self, method: str, path: str, scope: str | None, handler: Handler) -> None:
         """Have ``handler`` answer ``method`` requests for ``path``.
 
         Args:
             path: below ``/api/0/``, without slashes at its ends, as in
                 ``organizations/{organization}/chunk-upload``. A parameter is one segment. The
                 parameter ``organization`` has to be the token's.
-            scope: what the token has to allow.
+            scope: what the token has to allow; None for any token.
         """
         pattern = re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", path))
         self._calls.append(_Call(method, pattern, scope, handler))
@@ -90,7 +90,7 @@ class UploadProtocol:
         cherrypy.response.headers["Allow"] = allowed
         raise MethodNotAllowed(f"{method} is not for this; use {allowed}")
 
-    def _access(self, scope: str, parameters: Mapping[str, str]) -> Access:
+    def _access(self, scope: str | None, parameters: Mapping[str, str]) -> Access:
         token = authorize(self._tokens, cherrypy.request.headers.get("Authorization"), scope)
         organization = parameters.get("organization", token.organization)
         if organization != token.organization:
@@ -100,7 +100,7 @@ class UploadProtocol:
         return Access(token, parameters)
 
 
-def authorize(tokens: Tokens, header: str | None, scope: str) -> Token:
+def authorize(tokens: Tokens, header: str | None, scope: str | None) -> Token:
     """Return the token of an ``Authorization`` header, ``Bearer TOKEN`` or ``Basic`` of it.
 
     Raises:
@@ -113,7 +113,7 @@ def authorize(tokens: Tokens, header: str | None, scope: str) -> Token:
     token = tokens.find(sent)
     if token is None:
         raise NotAuthorized("the token is not known here; it may have been revoked")
-    if not token.allows(scope):
+    if scope is not None and not token.allows(scope):
         raise NotAllowed(f"the token {token.name} does not have the scope {scope}")
     return token
 
