@@ -26,8 +26,12 @@ class RunningServer:
         *options: str,
         environment: dict[str, str] | None = None,
         open_files: int | None = None,
+        program: Path = REPOSITORY / "devserver.py",
     ):
-        """Start it; it may have no more than ``open_files`` open, if that is given."""
+        """Start it; it may have no more than ``open_files`` open, if that is given.
+
+        ``program``: a Python program that is the server, wrapped.
+        """
         self.directory = directory
         self.static_directory = directory / "static"
         directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +42,7 @@ class RunningServer:
             self.process = subprocess.Popen(
                 [
                     *(_limited_to(open_files) if open_files is not None else ()),
-                    *(sys.executable, str(REPOSITORY / "devserver.py")),
+                    *(sys.executable, str(program)),
                     *("--host", "127.0.0.1", "--port", "0", "--portfile", str(portfile)),
                     *("--data-dir", str(directory / "data")),
                     *("--static-dir", str(self.static_directory)),
