@@ -21,7 +21,9 @@ import click
 from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.blobs.api import BlobsApi
+from artifacts.blobs.assembly import Assembler
 from artifacts.blobs.chunk_upload import ChunkUploads
+from artifacts.blobs.published_builds_api import PublishedBuildsApi
 from artifacts.blobs.uploads import Uploads
 from artifacts.build import Build
 from artifacts.catalog import Catalog
@@ -68,6 +70,9 @@ from artifacts.serving.waiting import Wait
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
+from artifacts.symbols.api import DebugFilesApi
+from artifacts.symbols.debug_files import DebugFiles
+from artifacts.symbols.inspection import Inspector
 from artifacts.timers import Timers
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
@@ -402,9 +407,7 @@ class Parts:
             self.uploads = Uploads(config)
             undo.callback(self.uploads.close)
             self.upload_protocol = UploadProtocol(self.uploads.tokens)
-            chunk_uploads = ChunkUploads(self.uploads.blobs)
-            undo.callback(chunk_uploads.close)
-            BlobsApi(chunk_uploads, config.upload_url_prefix).register(self.upload_protocol)
+            self._take_uploads(timers, undo)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()
@@ -430,6 +433,19 @@ class Parts:
         extractions = Extractions(temporary, self.staging.space, equipment.timers)
         undo.callback(extractions.close)
         return Members(archive_files, extractions, workers, equipment.unpack_limits)
+
+    def _take_uploads(self, timers: Timers, undo: contextlib.ExitStack) -> None:
+        chunk_uploads = ChunkUploads(self.uploads.blobs)
+        undo.callback(chunk_uploads.close)
+        blobs_api = BlobsApi(chunk_uploads, self.config.upload_url_prefix)
+        blobs_api.register(self.upload_protocol)
+        inspector = Inspector(timers)
+        undo.callback(inspector.close)
+        assembler = Assembler(self.uploads, self.config.data_dir.absolute() / "assembling")
+        undo.callback(lambda: assembler.close(timeout_seconds=5))
+        PublishedBuildsApi(self.uploads, assembler).register(self.upload_protocol)
+        debug_files = DebugFiles(self.uploads.database, self.uploads.files)
+        DebugFilesApi(debug_files, inspector, assembler).register(self.upload_protocol)
 
     def parse_archive_url(self, text: str) -> ArchiveUrl:
         """Parse an archive URL, or TARGET/BUILD of the archive root, and check that it is allowed.

@@ -50,6 +50,10 @@ class SharedCalls(Generic[_Key, _Result]):
             future.set_exception(error)
         return future
 
+    def is_under_way(self, key: _Key) -> bool:
+        with self._lock:
+            return key in self._under_way
+
     def _forget(self, key: _Key) -> None:
         with self._lock:
             del self._under_way[key]

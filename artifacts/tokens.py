@@ -37,8 +37,12 @@ class Token:
     created_at: float
 
     def allows(self, scope: str) -> bool:
-        """Whether it may do what needs ``scope``; ``admin`` may do all."""
-        return scope in self.scopes or ADMIN in self.scopes
+        """Whether it may do what needs ``scope``; ``admin`` may do all, and who publishes reads."""
+        return (
+            scope in self.scopes
+            or ADMIN in self.scopes
+            or (scope == READ and PUBLISH in self.scopes)
+        )
 
 
 class Tokens:

@@ -97,7 +97,7 @@ class Workers:
         with self._changed:
             self._closed = True
             for work in (*self._urgent, *self._later):
-                if isinstance(work, _Call):
+                if isinstance(work, _Call) and work.future.set_running_or_notify_cancel():
                     work.future.set_exception(shutting_down())
             self._urgent.clear()
             self._later.clear()
@@ -144,6 +144,8 @@ class _Call(Generic[_Item, _Result]):
     future: Future[_Result] = field(default_factory=Future)
 
     def __call__(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
         try:
             self.future.set_result(self.call(self.item))
         except BaseException as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, exists, or_, select
@@ -106,21 +106,26 @@ class Files:
             if known is not None:
                 return int(known.id)
             inserted = connection.execute(insert, row).one()
-        if parts:
-            connection.execute(
-                blob_index.insert(),
-                [
-                    {
-                        "file_id": inserted.id,
-                        "number": number,
-                        "offset": part.offset,
-                        "size": part.size,
-                        "checksum": part.checksum,
-                    }
-                    for number, part in enumerate(parts)
-                ],
-            )
+        _index(connection, inserted.id, parts)
         return int(inserted.id)
+
+    def index_anew(self, connection: Connection, file_id: int, parts: Sequence[BlobPart]) -> None:
+        """Have a file on record consist of other blobs, within a transaction.
+
+        The caller has checked that their bytes are the file's, and holds leases on them.
+        """
+        connection.execute(blob_index.delete().where(blob_index.c.file_id == file_id))
+        _index(connection, file_id, parts)
+
+    def incomplete(self, connection: Connection, file_ids: Collection[int]) -> set[int]:
+        """Return those of the files that lack blobs; of no more ids than a statement may have."""
+        lacking = (
+            select(blob_index.c.file_id)
+            .outerjoin(blobs, blobs.c.checksum == blob_index.c.checksum)
+            .where(blob_index.c.file_id.in_(file_ids), blobs.c.checksum.is_(None))
+            .distinct()
+        )
+        return set(connection.execute(lacking).scalars())
 
     def missing_blobs(self, file: AssembledFile) -> list[str]:
         """Return those blobs of a file that are not there (any more), each once, in order."""
@@ -167,3 +172,18 @@ def is_named(file_id: ColumnElement[int] | int) -> ColumnElement[bool]:
         exists().where(debug_files.c.file_id == file_id),
         exists().where(build_files.c.file_id == file_id),
     )
+
+
+def _index(connection: Connection, file_id: int, parts: Sequence[BlobPart]) -> None:
+    rows = [
+        {
+            "file_id": file_id,
+            "number": number,
+            "offset": part.offset,
+            "size": part.size,
+            "checksum": part.checksum,
+        }
+        for number, part in enumerate(parts)
+    ]
+    if rows:
+        connection.execute(blob_index.insert(), rows)

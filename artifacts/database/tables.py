@@ -149,7 +149,7 @@ assemblies = Table(
     metadata,
     # What is to be assembled, and from what: a digest of all of it.
     Column("offer", String(64), primary_key=True),
-    # assembling, error
+    # failed: it cannot be assembled; failed_for_now: another try may be of use
     Column("state", String(16), nullable=False),
     Column("detail", Text, nullable=False),
     Column("expires_at", Double, nullable=False, index=True),

@@ -15,6 +15,7 @@ from typing import Any
 import cherrypy
 
 from artifacts.errors import (
+    BadRequest,
     DevserverError,
     MethodNotAllowed,
     NotAllowed,
@@ -26,6 +27,7 @@ from artifacts.serving.handlers import Handled, give
 from artifacts.tokens import Token, Tokens
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class UploadProtocol:
         Args:
             path: below ``/api/0/``, without slashes at its ends, as in
                 ``organizations/{organization}/chunk-upload``. A parameter is one segment. The
-                parameter ``organization`` has to be the token's.
+                parameter ``organization`` has to be the token's, ``project`` the name of one.
             scope: what the token has to allow; None for any token.
         """
         pattern = re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", path))
@@ -96,6 +98,12 @@ class UploadProtocol:
         if organization != token.organization:
             raise NotAllowed(
                 f"the token is for the organization {token.organization}, not {organization!r:.80}"
+            )
+        project = parameters.get("project")
+        if project is not None and not _PROJECT.fullmatch(project):
+            raise BadRequest(
+                "a project is named by letters, digits, '.', '_' and '-', 100 at most, "
+                f"beginning with a letter or a digit: {project!r:.110}"
             )
         return Access(token, parameters)
 

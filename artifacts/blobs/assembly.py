@@ -1,0 +1,260 @@
+"""Assembling: files made of blobs that are here, checked, and recorded for what they are for.
+
+A client offers a file, and asks again until the answer is final. What it is told first of all is
+what the database says: a file is done if it is on record, whole, for the purpose that was asked.
+Else the chunks that are missing are named; else the work begins, once for all who ask, or is under
+way. A failure is kept until it has been told (`Failures`), and then tried again when asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from artifacts.blobs.blob_pass import BlobDamaged, BlobPass
+from artifacts.blobs.failures import Failures
+from artifacts.blobs.files import BlobPart, parts_of
+from artifacts.blobs.offers import Offer
+from artifacts.blobs.uploads import Uploads
+from artifacts.errors import BadRequest, Conflict, DevserverError, in_words, storage_error
+from artifacts.shared_calls import SharedCalls
+from artifacts.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+# Files that are assembled at a time, and threads that read their blobs.
+_FILES_AT_ONCE = 4
+_READERS = 12
+
+
+class Refused(BadRequest):
+    """The file cannot be assembled as it is offered, however often it is tried."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Where a file stands, in the words of the upload protocol.
+
+    Attributes:
+        missing_chunks: each once, in the order of the file; for ``not_found``.
+        detail: why it cannot be done; for ``error``.
+        dif: what a debug file is; for ``ok``.
+    """
+
+    state: Literal["not_found", "assembling", "ok", "error"]
+    missing_chunks: tuple[str, ...] = ()
+    detail: str | None = None
+    dif: Mapping[str, Any] | None = None
+
+
+# Records a file, by its id, for what it is for, within a transaction; may raise Refused.
+Record = Callable[[Connection, int], None]
+
+
+class Purpose(Protocol):
+    """What the files of an organization are assembled for.
+
+    Attributes:
+        key: tells it from all other purposes of that organization.
+        needs_file: whether the file's bytes are looked at when it has been assembled.
+    """
+
+    organization: str
+    key: str
+    max_file_bytes: int
+    needs_file: bool
+
+    def check(self, offer: Offer) -> None:
+        """Raise BadRequest for what can be refused by its name."""
+
+    def find(self, connection: Connection, offers: Collection[Offer]) -> dict[str, Assembly]:
+        """Return, by checksum, where those stand that the database has decided about.
+
+        These are ``ok``, for files that are on record for this purpose and whole, or ``error``.
+        """
+
+    def examine(self, offer: Offer, path: Path | None) -> Record:
+        """Look at the assembled file, if it ``needs_file``; return how it is recorded.
+
+        Raises:
+            Refused: it is not what it should be.
+            DevserverError: it cannot be looked at now.
+        """
+
+
+class Assembler:
+    """Assembles files, a few at a time."""
+
+    def __init__(self, uploads: Uploads, directory: Path) -> None:
+        """``directory`` is for temporary files, and this one's alone; what is there is removed.
+
+        Raises:
+            DevserverError: the directory cannot be made.
+        """
+        self._database = uploads.database
+        self._blobs = uploads.blobs
+        self._files = uploads.files
+        self._locks = uploads.locks
+        self._failures = Failures(uploads.database)
+        self._directory = directory
+        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, str(directory)) from error
+        self._stopped = threading.Event()
+        self._workers = Workers("assembling", _FILES_AT_ONCE)
+        self._readers = Workers("blob-reader", _READERS)
+        self._pass = BlobPass(self._blobs, self._readers, self._stopped)
+        self._under_way: SharedCalls[str, None] = SharedCalls()
+
+    def answer(self, purpose: Purpose, offers: Collection[Offer]) -> dict[str, Assembly]:
+        """Tell where each of the files stands, by checksum; have work begun where it is needed.
+
+        Raises:
+            DatabaseUnavailable: that cannot be told now.
+        """
+        answers: dict[str, Assembly] = {}
+        for offer in offers:
+            try:
+                purpose.check(offer)
+            except BadRequest as error:
+                answers[offer.checksum] = _error(error.message)
+        left = [offer for offer in offers if offer.checksum not in answers]
+        with self._database.reading() as connection:
+            answers.update(purpose.find(connection, left))
+        digests = {
+            _digest(purpose, offer): offer for offer in left if offer.checksum not in answers
+        }
+        answers.update(self._go_on(purpose, digests))
+        return answers
+
+    def close(self, timeout_seconds: float) -> None:
+        """Give up what is under way; wait for its threads."""
+        self._stopped.set()
+        self._workers.close(timeout_seconds)
+        self._readers.close(timeout_seconds)
+
+    def _go_on(self, purpose: Purpose, offers: Mapping[str, Offer]) -> dict[str, Assembly]:
+        """Tell where those stand that are not decided, by checksum; ``offers`` are by digest."""
+        answers = {
+            offer.checksum: Assembly("assembling")
+            for digest, offer in offers.items()
+            if self._under_way.is_under_way(digest)
+        }
+        left = {digest: offer for digest, offer in offers.items() if offer.checksum not in answers}
+        wanted = {chunk for offer in left.values() for chunk in offer.chunks}
+        sizes = self._blobs.lease_owned(purpose.organization, wanted) if wanted else {}
+        complete = {}
+        for digest, offer in left.items():
+            missing = tuple(dict.fromkeys(c for c in offer.chunks if c not in sizes))
+            if sum(sizes.get(chunk, 0) for chunk in offer.chunks) > purpose.max_file_bytes:
+                limit = f"{purpose.max_file_bytes:,}"
+                answers[offer.checksum] = _error(f"the file is larger than {limit} bytes")
+            elif missing:
+                answers[offer.checksum] = Assembly("not_found", missing)
+            else:
+                complete[digest] = offer
+        failures = self._failures.tell(list(complete))
+        for digest, offer in complete.items():
+            if digest in failures:
+                answers[offer.checksum] = _error(failures[digest])
+            else:
+                parts = parts_of(offer.chunks, sizes)
+                self._under_way.join(
+                    digest, partial(self._work, purpose, offer, digest, parts), self._workers
+                )
+                answers[offer.checksum] = Assembly("assembling")
+        return answers
+
+    def _work(
+        self, purpose: Purpose, offer: Offer, digest: str, parts: tuple[BlobPart, ...]
+    ) -> None:
+        lock = f"assemble {purpose.organization} {offer.checksum}"
+        try:
+            with self._locks.holding(lock):
+                # Somebody else may have been at it, here or in another process.
+                if not self._is_decided(purpose, offer, digest):
+                    self._try(purpose, offer, digest, parts)
+        except DevserverError as error:
+            # It is being assembled elsewhere, or nobody can be told what happened: whoever asks
+            # next begins again.
+            _log.warning("%s is not assembled now: %s", offer.checksum, error.message)
+
+    def _is_decided(self, purpose: Purpose, offer: Offer, digest: str) -> bool:
+        with self._database.reading() as connection:
+            if purpose.find(connection, [offer]):
+                return True
+        return self._failures.has(digest)
+
+    def _try(
+        self, purpose: Purpose, offer: Offer, digest: str, parts: tuple[BlobPart, ...]
+    ) -> None:
+        try:
+            self._assemble(purpose, offer, parts)
+            _log.info("assembled %s for %s: %s", offer.checksum, purpose.organization, purpose.key)
+        except BlobDamaged as error:
+            # Nothing to be told: whoever asks next hears that it is missing.
+            _log.error("%s cannot be assembled: %s", offer.checksum, error.message)
+        except Exception as error:
+            # The outermost edge of the work: whoever asks next has to be told what went wrong.
+            if self._stopped.is_set():
+                return
+            known = in_words(error, "assembling", f"the file {offer.checksum}")
+            _log.warning("%s cannot be assembled: %s", offer.checksum, known.message)
+            self._failures.remember(digest, known.message, may_pass=not isinstance(known, Refused))
+
+    def _assemble(self, purpose: Purpose, offer: Offer, parts: tuple[BlobPart, ...]) -> None:
+        known = self._files.find(purpose.organization, offer.checksum)
+        if known is not None and not purpose.needs_file and not self._files.missing_blobs(known):
+            record = purpose.examine(offer, None)
+            crc32c, parts = known.crc32c, known.parts
+        elif purpose.needs_file:
+            with tempfile.NamedTemporaryFile(dir=self._directory, prefix="file-") as file:
+                crc32c = self._join(offer, parts, file)
+                file.flush()
+                record = purpose.examine(offer, Path(file.name))
+        else:
+            crc32c = self._join(offer, parts, None)
+            record = purpose.examine(offer, None)
+        try:
+            with self._database.writing() as connection:
+                file_id = self._files.add(
+                    connection, purpose.organization, offer.checksum, crc32c, parts
+                )
+                if known is not None and known.parts != parts:
+                    # Some of the blobs that it was made of once may be lost.
+                    self._files.index_anew(connection, file_id, parts)
+                record(connection, file_id)
+        except IntegrityError as error:
+            raise Conflict(
+                "somebody else has recorded the same, or removed it, at the same time; try again"
+            ) from error
+
+    def _join(self, offer: Offer, parts: tuple[BlobPart, ...], file: IO[bytes] | None) -> int:
+        """Check the blobs, and write them to ``file``, if there is one; return their CRC32C."""
+        sha1, crc32c = self._pass.run(parts, file)
+        if sha1 != offer.checksum:
+            raise Refused(f"checksum mismatch: the chunks make {sha1}")
+        return crc32c
+
+
+def _error(detail: str) -> Assembly:
+    return Assembly("error", detail=detail)
+
+
+def _digest(purpose: Purpose, offer: Offer) -> str:
+    precisely = [purpose.organization, purpose.key, offer.checksum, offer.name, offer.chunks]
+    return hashlib.sha256(json.dumps(precisely).encode("ascii")).hexdigest()

@@ -1,0 +1,1 @@
+"""Debug files: what uploaded files are, and finding them by what crashes name."""
