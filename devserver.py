@@ -24,6 +24,8 @@ from artifacts.blobs.api import BlobsApi
 from artifacts.blobs.assembly import Assembler
 from artifacts.blobs.chunk_upload import ChunkUploads
 from artifacts.blobs.published_builds_api import PublishedBuildsApi
+from artifacts.blobs.upkeep import Upkeep
+from artifacts.blobs.upkeep_api import UpkeepApi
 from artifacts.blobs.uploads import Uploads
 from artifacts.build import Build
 from artifacts.catalog import Catalog
@@ -34,6 +36,7 @@ from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
 from artifacts.commands.sample_build import make_sample_build
 from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
+from artifacts.commands.upkeep import fsck_command, gc_command
 from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file, read_suite_controls
 from artifacts.disk import DirectoryLock
@@ -42,6 +45,7 @@ from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.extractions import Extractions
 from artifacts.fetch import FetchLimits
 from artifacts.health import LoadSampler
+from artifacts.local_server import announced_to_commands, new_secret, url_on_this_machine
 from artifacts.locate import locate
 from artifacts.members import Members
 from artifacts.on_demand import OnDemand
@@ -119,7 +123,8 @@ class Lab:
                     parts.downloads,
                     parts.parse_archive_url,
                     parts.config.wait_timeout,
-                )
+                ),
+                upkeep=UpkeepApi(parts.upkeep, parts.uploads.tokens, parts.secret),
             ),
             **{"0": parts.upload_protocol},
             fileinfo=FileInfo(parts.staging, parts.threads, parts.config.wait_timeout),
@@ -406,6 +411,9 @@ class Parts:
             self.members = self._make_members(equipment, undo)
             self.uploads = Uploads(config)
             undo.callback(self.uploads.close)
+            self.upkeep = Upkeep(self.uploads, timers)
+            undo.callback(lambda: self.upkeep.close(timeout_seconds=5))
+            self.secret = new_secret()
             self.upload_protocol = UploadProtocol(self.uploads.tokens)
             self._take_uploads(timers, undo)
             self.load = LoadSampler()
@@ -474,13 +482,21 @@ class Parts:
     def port(self) -> int:
         return int(self.server.bind_addr[1])
 
+    @property
+    def url_on_this_machine(self) -> str:
+        host, port = self.server.bind_addr
+        is_https = self.config.certificate is not None
+        return url_on_this_machine(host, port, is_https=is_https)
+
     def start(self) -> None:
         self.load.start()
         self.server.start()
+        self.upkeep.start()
 
     def stop(self) -> None:
         """Refuse new work, give what is under way its time, then end everything."""
         deadline = time.monotonic() + self.config.shutdown_timeout
+        self.upkeep.stop()
         self.downloads.close(self.config.shutdown_timeout)
         self.threads.close(timeout_seconds=5)
         self.server.stop(max(_MIN_ANSWER_SECONDS, deadline - time.monotonic()))
@@ -536,7 +552,10 @@ def run(config: Config, *, meanwhile: Callable[[Parts], None] | None = None) -> 
     engine.subscribe("stop", parts.stop, priority=10)
     engine.start()
     try:
-        with announced({config.portfile: str(parts.port), config.pidfile: str(os.getpid())}):
+        with (
+            announced_to_commands(config.data_dir, parts.url_on_this_machine, parts.secret),
+            announced({config.portfile: str(parts.port), config.pidfile: str(os.getpid())}),
+        ):
             _log.info("serving on port %d, files in %s", parts.port, parts.staging.directory)
             if meanwhile is not None:
                 threading.Thread(
@@ -646,6 +665,8 @@ def _demonstrate(parts: Parts, archive_url: str) -> None:
 main.add_command(stage_command)
 main.add_command(status_command)
 main.add_command(catalog_command)
+main.add_command(gc_command)
+main.add_command(fsck_command)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,14 @@ import psutil
 from artifacts.errors import DevserverError
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: after a crash it holds either the old bytes or the new."""
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``data``: after a crash it holds either the old bytes or the new.
+
+    ``mode``: the permissions of the file, less those that the umask takes away.
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -62,6 +65,13 @@ def boot_id() -> str:
     return f"{psutil.boot_time():.0f}"
 
 
+class DirectoryInUse(DevserverError):
+    """Another process has the lock of a directory."""
+
+    process: int | None = None
+    """Its id; None while it is just taking the lock."""
+
+
 class DirectoryLock:
     """The right to change a directory, held by one process at a time until it ends."""
 
@@ -69,7 +79,8 @@ class DirectoryLock:
         """Take the lock.
 
         Raises:
-            DevserverError: another process has it, or the directory cannot be written.
+            DirectoryInUse: another process has it.
+            DevserverError: the directory cannot be written.
         """
         try:
             lock_path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +92,14 @@ class DirectoryLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.seek(0)
-            owner = self._file.read(20).strip() or "unknown"
+            owner = self._file.read(20).strip()
             self._file.close()
-            raise DevserverError(
-                f"another devserver (process {owner}) works in {directory}: "
+            in_use = DirectoryInUse(
+                f"another devserver (process {owner or 'unknown'}) works in {directory}: "
                 "stop it, or give this one directories of its own"
-            ) from error
+            )
+            in_use.process = int(owner) if owner.isdecimal() else None
+            raise in_use from error
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()

@@ -157,7 +157,7 @@ def test_nothing_is_dropped_where_more_is_missing_than_there(
     elsewhere = DirectoryStorage(tmp_path / "not mounted")
     mistaken = StoredUploads(database, elsewhere, ProcessLocks())
     report = mistaken.check(repair=True)
-    assert (report.missing, report.dropped) == (150, 0)
+    assert (report.missing, report.dropped, report.is_doubtful) == (150, 0, True)
     assert not uploads.check().is_bad
 
 

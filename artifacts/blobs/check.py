@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from artifacts.blobs.inventory import (
 from artifacts.database.database import Database
 from artifacts.errors import shutting_down
 from artifacts.workers import Workers
-
-_log = logging.getLogger(__name__)
 
 _READERS = 4
 _READERS_END_SECONDS = 60
@@ -43,6 +40,7 @@ class CheckReport:
         unrecorded: how many blobs are in the storage, and not on record; collecting garbage
             removes them.
         dropped: how many of the damaged and missing ones are forgotten now.
+        is_doubtful: nothing was dropped, as more is missing than there.
         findings: what is damaged or missing, 10,000 at most.
         incomplete: files that miss blobs, 10,000 at most.
     """
@@ -53,6 +51,7 @@ class CheckReport:
     missing: int = 0
     unrecorded: int = 0
     dropped: int = 0
+    is_doubtful: bool = False
     findings: list[Damage] = field(default_factory=list)
     incomplete: list[IncompleteFile] = field(default_factory=list)
 
@@ -144,12 +143,7 @@ class BlobCheck:
     def _repair(self, report: CheckReport) -> None:
         whole = report.blobs - report.damaged - report.missing
         if report.missing > max(whole, _MAX_MISSING):
-            _log.warning(
-                "%d blobs are missing and %d are whole: nothing is dropped; "
-                "is it the right blob storage, and its disk mounted?",
-                report.missing,
-                whole,
-            )
+            report.is_doubtful = True
             return
         for finding in report.findings:
             self._check_stopped()

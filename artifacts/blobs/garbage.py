@@ -7,7 +7,6 @@ in and files are assembled: each piece is looked at again, under its lock, befor
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 import threading
@@ -27,8 +26,6 @@ from artifacts.blobs.inventory import count_recorded, pages_of_records, unrecord
 from artifacts.database.database import Database
 from artifacts.database.tables import assemblies, files, leases
 from artifacts.errors import shutting_down, storage_error
-
-_log = logging.getLogger(__name__)
 
 # A blob is stored first and recorded next; one that is not on record by then never will be.
 RECORD_SECONDS = 3600.0
@@ -142,12 +139,6 @@ class GarbageCollector:
         recorded, _ = count_recorded(self._database)
         if len(found) > max(recorded, _MAX_UNRECORDED):
             collected.unrecorded_blobs_left = len(found)
-            _log.warning(
-                "the blob storage has %d blobs that the database does not know, which knows %d: "
-                "they are left; is it the right database?",
-                len(found),
-                recorded,
-            )
             return
         for blob in found:
             if self._gently(partial(self._blobs.remove_unrecorded, blob.checksum)):

@@ -29,21 +29,35 @@ _METAVARS = {
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of Config, and ``--config``; what is not given comes as None."""
-    for key, field in reversed(Config.model_fields.items()):
-        command = click.option(
-            f"--{key.replace('_', '-')}",
-            key,
-            multiple=key == "allow_archive",
-            default=None,
-            metavar=_metavar(key),
-            help=_help(key, field.description or "", field.get_default()),
+    return options_for(*Config.model_fields)(command)
+
+
+def options_for(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what adds options for some fields of Config, and ``--config``."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for key in reversed(keys):
+            command = _option_for(key)(command)
+        return click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
+            help="TOML file with any of these options as keys",
         )(command)
+
+    return add
+
+
+def _option_for(key: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    field = Config.model_fields[key]
     return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
-        help="TOML file with any of these options as keys",
-    )(command)
+        f"--{key.replace('_', '-')}",
+        key,
+        multiple=key == "allow_archive",
+        default=None,
+        metavar=_metavar(key),
+        help=_help(key, field.description or "", field.get_default()),
+    )
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

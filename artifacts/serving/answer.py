@@ -47,7 +47,7 @@ def text_error(error: BaseException) -> Answer:
     """One line for a person: what lab RPCs answer."""
     known = _as_known(error)
     return Answer(
-        known.message.encode("utf-8", "backslashreplace"), known.status, headers=_retry_after(known)
+        known.message.encode("utf-8", "backslashreplace"), known.status, headers=_headers_of(known)
     )
 
 
@@ -59,18 +59,15 @@ def json_error(error: BaseException) -> Answer:
         json.dumps(body).encode("utf-8"),
         known.status,
         "application/json",
-        _retry_after(known),
+        _headers_of(known),
     )
 
 
 def detail_error(error: BaseException) -> Answer:
     """What ``/api/0/…`` answers: the upload protocol knows one key, with a text."""
     known = _as_known(error)
-    headers = _retry_after(known)
-    if known.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
     body = json.dumps({"detail": known.message}).encode("utf-8")
-    return Answer(body, known.status, "application/json", headers)
+    return Answer(body, known.status, "application/json", _headers_of(known))
 
 
 def error_at(path: str, error: BaseException) -> Answer:
@@ -89,6 +86,10 @@ def _as_known(error: BaseException) -> DevserverError:
     return DevserverError("internal error; the server's log says more")
 
 
-def _retry_after(error: DevserverError) -> dict[str, str]:
-    seconds = error.retry_after_seconds
-    return {} if seconds is None else {"Retry-After": str(seconds)}
+def _headers_of(error: DevserverError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers

@@ -129,7 +129,7 @@ class BuildsApi:
         return json_answer(described)
 
     def _stage(self, name: BuildName) -> None:
-        wanted = _read_json_object()
+        wanted = read_json_object()
         archive_url = self._parse_archive_url(_text(wanted, "archive_url") or str(name))
         if archive_url.name != name:
             raise BadRequest(f"archive_url is of {archive_url.name}, not of {name}")
@@ -256,7 +256,12 @@ def _add_files(
         ]
 
 
-def _read_json_object() -> dict[str, Any]:
+def read_json_object() -> dict[str, Any]:
+    """Return the JSON object that the current request brings, empty where it brings nothing.
+
+    Raises:
+        BadRequest: it brings something else.
+    """
     kind = cherrypy.request.headers.get("Content-Type", "application/json")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise BadRequest(f"the body must be of type application/json, not {kind}")

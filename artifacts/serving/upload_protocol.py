@@ -115,7 +115,7 @@ def authorize(tokens: Tokens, header: str | None, scope: str | None) -> Token:
         NotAuthorized: there is none, or it is unknown.
         NotAllowed: it does not allow ``scope``.
     """
-    sent = _sent_token(header)
+    sent = sent_token(header)
     if sent is None:
         raise NotAuthorized("a token is needed: Authorization: Bearer TOKEN")
     token = tokens.find(sent)
@@ -126,7 +126,8 @@ def authorize(tokens: Tokens, header: str | None, scope: str | None) -> Token:
     return token
 
 
-def _sent_token(header: str | None) -> str | None:
+def sent_token(header: str | None) -> str | None:
+    """Return the token of an ``Authorization`` header; None where it has none."""
     kind, _, value = (header or "").strip().partition(" ")
     value = value.strip()
     if kind.lower() == "basic":
