@@ -41,6 +41,14 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory, and those above it that are missing; they are durable when this returns."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        fsync_directory(made.parent)
+
+
 def link_into_place(source: Path, destination: Path) -> None:
     """Give ``source`` a second name, replacing what is there; a copy where links cannot be made."""
     aside = destination.with_name(f".{uuid.uuid4().hex}")

@@ -31,7 +31,7 @@ _INDEX_NAME_CHARACTERS = 50  # Longer names are cut in the text of a link, never
 class Request:
     """A request: its path percent-decoded and without query; headers are found in any case.
 
-    ``target`` is path and query as they came.
+    ``target`` is path and query as they came, ``body`` what was sent along.
     """
 
     method: str
@@ -39,6 +39,7 @@ class Request:
     range_header: str | None
     headers: Message
     target: str
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class Site:
         return _refusal(fault.status, **headers)
 
     def _find(self, request: Request, fault: Fault) -> Answer:
+        if request.method not in {"GET", "HEAD"}:
+            return _refusal(405, Allow="GET, HEAD")
         file = self._file_at(request.path)
         if fault.replace_with is not None:
             _replace(file, fault.replace_with)

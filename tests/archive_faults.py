@@ -36,6 +36,10 @@ class Fault:
     trickle: int | None = None  # bytes per second
     hold: threading.Event | None = None  # send the first byte after this; 60 s at most
 
+    # A request whose body is not taken, or taken for another; by an `ArchiveProxy`.
+    take_only: int | None = None  # read this much of it, then RST (with ``hold``: after that)
+    flip_sent_at: int | None = None  # invert this byte of what is passed on
+
     # Lengths that lie.
     truncate_to: int | None = None  # Content-Length and body are (at most) this long
     extra: int = 0  # so many ``#`` after the end; the connection stays open

@@ -3,7 +3,7 @@
     with ArchiveProxy(storage.url) as proxy:
         proxy.misbehave("/bucket/target/build/image.zip", Fault(cut_after=1000), times=2)
 
-It is an `ArchiveServer` whose files are another server's. Only GET and HEAD are passed on.
+It is an `ArchiveServer` whose files are another server's, who is also sent what is written.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from archive_server import ArchiveServer
 
 _TIMEOUT_SECONDS = 30
 _OF_THE_CONNECTION = {"connection", "content-length", "date", "server", "transfer-encoding"}
+# What the connection is asked that is there already.
+_ANSWERED = {"Expect", "Connection"}
 _DOWNLOAD = "/download"
 
 
@@ -45,7 +47,7 @@ class _Upstream(Site):
     transcodes: bool = False
 
     def _find(self, request: Request, fault: Fault) -> Answer:
-        headers = dict(request.headers)
+        headers = {k: v for k, v in request.headers.items() if k not in _ANSWERED}
         if fault.ignore_range:
             headers.pop("Range", None)
         accepts_gzip = "gzip" in headers.get("Accept-Encoding", "")
@@ -57,7 +59,7 @@ class _Upstream(Site):
             return replace(
                 answer, body=io.BytesIO(plain), length=len(plain), claimed_length=len(plain)
             )
-        answer = self._ask(request.method, request.target, headers)
+        answer = self._ask(request.method, request.target, headers, request.body)
         if is_gzip:
             answer.headers["content-encoding"] = "gzip"
         if fault.content_range is not None:
@@ -80,10 +82,10 @@ class _Upstream(Site):
             described.status == 200 and json.load(described.body).get("contentEncoding") == "gzip"
         )
 
-    def _ask(self, method: str, target: str, headers: dict[str, str]) -> Answer:
+    def _ask(self, method: str, target: str, headers: dict[str, str], sent: bytes = b"") -> Answer:
         connection = HTTPConnection(urlsplit(self.url).netloc, timeout=_TIMEOUT_SECONDS)
         try:
-            connection.request(method, target, headers=headers)
+            connection.request(method, target, body=sent or None, headers=headers)
             response = connection.getresponse()
             body = response.read()
             told = {

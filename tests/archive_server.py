@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
@@ -243,13 +244,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._hold()
         if self._fault.reset:
             self._reset()
+        self._take_body()
         answer = archive.answer(self._request, self._fault)
         with answer.body:
             self._send_headers(answer)
             if self.command != "HEAD":
                 self._send_body(answer)
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def _take_body(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        if self._fault.take_only is not None:
+            self.rfile.read(min(length, self._fault.take_only))
+            self._hold()
+            self._reset()
+        body = bytearray(self.rfile.read(length))
+        if self._fault.flip_sent_at is not None:
+            body[self._fault.flip_sent_at] ^= 0xFF
+        self._request = replace(self._request, body=bytes(body))
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

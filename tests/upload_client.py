@@ -63,7 +63,7 @@ def stored_blobs(server: RunningServer) -> dict[str, bytes]:
 
 
 def spooled_files(server: RunningServer) -> list[Path]:
-    return list((blob_directory(server) / "tmp").iterdir())
+    return list((blob_directory(server) / ".spool").iterdir())
 
 
 def blob_directory(server: RunningServer) -> Path:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 from artifacts.blobs.blob_store import BlobStore
-from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.files import Files
-from artifacts.blobs.storage import BlobStorage
-from artifacts.config import Config, ConfigError
+from artifacts.blobs.storages import open_storage
+from artifacts.config import Config
 from artifacts.database.database import Database
 from artifacts.database.locks import ProcessLocks
 from artifacts.tokens import Tokens
@@ -47,11 +45,3 @@ def open_database(config: Config) -> Database:
         return Database(config.database_url)
     config.data_dir.mkdir(parents=True, exist_ok=True)
     return Database.in_directory(config.data_dir)
-
-
-def open_storage(config: Config) -> BlobStorage:
-    """Open the blob storage that the configuration names."""
-    location = config.blob_storage or str(config.data_dir / "blobs")
-    if "://" in location:
-        raise ConfigError(f"not a blob storage: {location!r}")
-    return DirectoryStorage(Path(location).absolute())

@@ -1,0 +1,96 @@
+"""Reading a blob that comes over the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from artifacts.errors import ArchiveError, ArchiveRangeMissing
+from artifacts.sources.http_range import HttpRange
+
+_Result = TypeVar("_Result")
+
+
+class Trying(Protocol):
+    """Returns what ``call`` returns, after some tries; raises the errors of storages."""
+
+    def __call__(self, call: Callable[[], _Result]) -> _Result: ...
+
+
+class RemoteBlob:
+    """Part of an object; see `OpenedBlob`. What is cut is taken up where it was: blobs stay."""
+
+    def __init__(
+        self,
+        open_range: Callable[[int, int | None], HttpRange],
+        trying: Trying,
+        start: int,
+        stop: int | None,
+    ) -> None:
+        """Open it. ``open_range`` opens from its first argument up to the second."""
+        self._open_range = open_range
+        self._trying = trying
+        self._position = start
+        self._stop = stop
+        self._opened: HttpRange | None = None
+        self._trying(self._open_first)
+
+    def _open_first(self) -> None:
+        try:
+            self._open()
+        except ArchiveRangeMissing:
+            self._stop = self._position  # it ends before that
+
+    def _open(self) -> None:
+        # HTTP has no ranges of no bytes; and whether the blob is there is to be found out.
+        stop = None if self._stop is None else max(self._stop, self._position + 1)
+        opened = self._open_range(self._position, stop)
+        try:
+            if opened.stop is None and not opened.end_is_told:
+                raise ArchiveError(f"{opened.file.name} comes without its length")
+            self._pass_over(opened, self._position - opened.start)
+        except BaseException:
+            opened.close()
+            raise
+        self._opened = opened
+
+    def _pass_over(self, opened: HttpRange, count: int) -> None:
+        """Read what a store sends that does not know ranges."""
+        while count > 0 and (block := opened.read(min(count, 1 << 20))):
+            count -= len(block)
+
+    def read(self, max_bytes: int) -> bytes:
+        if self._stop is not None:
+            max_bytes = min(max_bytes, self._stop - self._position)
+            if max_bytes <= 0:
+                return b""
+        block = self._trying(lambda: self._read(max_bytes))
+        self._position += len(block)
+        return block
+
+    def _read(self, max_bytes: int) -> bytes:
+        if self._opened is None:
+            self._open()
+        assert self._opened is not None
+        try:
+            return self._opened.read(max_bytes)
+        except ArchiveError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> RemoteBlob:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
