@@ -27,7 +27,7 @@ def set_up_logging(level: str) -> None:
     cherrypy.config.update({"log.screen": False, "checker.on": False})
     cherrypy.log.error_log.setLevel(logging.WARNING)
     cherrypy.log.access_log.disabled = True
-    for chatty in ("urllib3", "google"):
+    for chatty in ("urllib3", "google", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     # What it says of a client's mistakes, the client is told.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

@@ -7,24 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from artifacts.config import ConfigError
-from artifacts.database.tables import metadata
+from artifacts.database.engine import (
+    WAIT_SECONDS,
+    WRITES,
+    is_sqlite,
+    make_engine,
+    parse_database_url,
+)
+from artifacts.database.schema import HEAD, schema_version, upgrade_schema
 from artifacts.errors import Busy
-
-# For which a transaction waits for others to end theirs, and for a connection.
-_WAIT_SECONDS = 10
-_CONNECTIONS = 32
-_WRITES = "devserver_writes"
+from artifacts.fair_lock import FairLock
 
 
 class DatabaseUnavailable(Busy):
-    """The database is locked, away, or full: what was to be recorded is not."""
+    """The database is locked, away, full or damaged: what was to be recorded is not."""
 
     code = "database_unavailable"
 
@@ -32,27 +40,54 @@ class DatabaseUnavailable(Busy):
 class Database:
     """The database of a server; threads may share it. Transactions do not nest.
 
-    ``is_shared``: whether servers on other machines may use it, too.
+    Attributes:
+        url: of the database, with its driver.
+        is_shared: whether servers on other machines may use it, too.
     """
 
-    def __init__(self, url: str) -> None:
-        """Open ``url``, ``sqlite:////path`` or ``postgresql://user@host/name``; make its tables.
+    def __init__(self, url: str | URL) -> None:
+        """Open ``url``, ``sqlite:////path`` or ``postgresql://user@host/name``.
+
+        An empty database gets its tables, and that of an older devserver is brought up to date.
 
         Raises:
             ConfigError: it is not such a URL, or its driver is not installed.
             DatabaseUnavailable: it cannot be opened.
+            DevserverError: it is that of a newer devserver.
         """
-        parsed = _parse(url)
-        self.is_shared = parsed.get_backend_name() == "postgresql"
+        self.url = parse_database_url(url)
+        self.is_shared = not is_sqlite(self.url)
         self._dialect = postgresql if self.is_shared else sqlite
-        self._engine = _make_engine(parsed)
-        with self._in_words():
-            metadata.create_all(self._engine)
+        # SQLite has one writer at a time, and those who wait for it look again and again. Which of
+        # them finds it free is chance: without this, some would wait for very long.
+        self._turn_to_write = None if self.is_shared else FairLock()
+        self._engine = make_engine(self.url)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._bring_up_to_date()
+            undo.pop_all()
 
     @classmethod
     def in_directory(cls, directory: Path) -> Database:
         """Open the default database, a file in the data directory."""
-        return cls(f"sqlite:///{directory.absolute() / 'devserver.db'}")
+        return cls(URL.create("sqlite", database=str(directory.absolute() / "devserver.db")))
+
+    def _bring_up_to_date(self) -> None:
+        try:
+            with self._engine.begin() as connection:
+                if schema_version(connection) == HEAD:
+                    return
+            engine = make_engine(self.url, connections=1, checks_foreign_keys=False)
+            try:
+                with _writing(engine) as connection:
+                    upgrade_schema(connection)
+            finally:
+                engine.dispose()
+        except DBAPIError as error:
+            where = self.url.render_as_string(hide_password=True)
+            raise DatabaseUnavailable(
+                f"cannot open the database {where}: {words_of(error)}"
+            ) from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -61,22 +96,33 @@ class Database:
         Raises:
             DatabaseUnavailable: the database does not answer in time.
         """
-        with self._in_words(), self._engine.begin() as connection:
+        with failures_in_words(), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that writes: all of it is durable at the end of the block, or nothing.
 
-        Errors of constraints come as SQLAlchemy's IntegrityError.
+        On SQLite there is one at a time: what takes long does not belong into the block. Errors of
+        constraints come as SQLAlchemy's IntegrityError.
 
         Raises:
             DatabaseUnavailable: others hold the database for too long, or it cannot be written.
         """
-        with self._in_words(), self._engine.connect() as connection:
-            writing = connection.execution_options(**{_WRITES: True})
-            with writing.begin():
-                yield writing
+        with self._turn(), failures_in_words(), _writing(self._engine) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._turn_to_write is None:
+            yield
+            return
+        if not self._turn_to_write.acquire(WAIT_SECONDS):
+            raise DatabaseUnavailable("the database is busy: many write to it; ask again")
+        try:
+            yield
+        finally:
+            self._turn_to_write.release()
 
     def insert(self, table: Table) -> Any:
         """Return an INSERT that has ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
@@ -86,78 +132,39 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    @contextlib.contextmanager
-    def _in_words(self) -> Iterator[None]:
-        try:
-            yield
-        except PoolTimeout as error:
-            raise DatabaseUnavailable("the database is busy; ask again") from error
-        except DBAPIError as error:
-            if not _is_unavailable(error):
-                raise
-            raise DatabaseUnavailable(
-                f"the database cannot be used ({_words_of(error)}); ask again"
-            ) from error
 
+@contextlib.contextmanager
+def failures_in_words() -> Iterator[None]:
+    """Raise DatabaseUnavailable where a database fails within the block; other errors as they are.
 
-def _parse(url: str) -> URL:
+    Other errors are those of a statement, or of what it says: a constraint, a value that no column
+    takes.
+    """
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise ConfigError(f"not the URL of a database: {url!r}") from error
-    backend = parsed.get_backend_name()
-    if backend in {"postgresql", "postgres"}:
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend == "sqlite" and parsed.database:
-        return parsed.set(drivername="sqlite")
-    raise ConfigError(
-        f"the database must be sqlite:////PATH or postgresql://HOST/NAME, not {url!r}"
-    )
-
-
-def _make_engine(url: URL) -> Engine:
-    is_sqlite = url.get_backend_name() == "sqlite"
-    arguments: dict[str, Any] = {"connect_timeout": _WAIT_SECONDS}
-    if is_sqlite:
-        # The transactions are ours to begin: see _set_up_sqlite.
-        arguments = {"timeout": _WAIT_SECONDS, "isolation_level": None}
-    try:
-        engine = create_engine(
-            url,
-            pool_size=_CONNECTIONS,
-            max_overflow=0,
-            pool_timeout=_WAIT_SECONDS,
-            pool_pre_ping=not is_sqlite,
-            connect_args=arguments,
-        )
-    except (ImportError, NoSuchModuleError) as error:
-        raise ConfigError(
-            "PostgreSQL needs the extra 'postgresql': pip install 'devserver[postgresql]'"
+        yield
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("the database is busy: many use it; ask again") from error
+    except (OperationalError, InterfaceError, InternalError) as error:
+        raise DatabaseUnavailable(
+            f"the database cannot be used ({words_of(error)}); ask again"
         ) from error
-    if is_sqlite:
-        _set_up_sqlite(engine)
-    return engine
+    except DatabaseError as error:
+        # What SQLite says of a file that is damaged is of no class below this one.
+        if type(error) is not DatabaseError:
+            raise
+        raise DatabaseUnavailable(
+            f"the database is damaged ({words_of(error)}); restore it from a backup"
+        ) from error
 
 
-def _set_up_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _: Any) -> None:
-        # Readers and a writer do not wait for each other; what is committed survives a crash.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A transaction that reads first, and then writes, may find that it cannot: whoever is going
-        # to write says so at the beginning, and waits for its turn.
-        writes = connection.get_execution_options().get(_WRITES)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _is_unavailable(error: DBAPIError) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"OperationalError", "InterfaceError"}) or error.connection_invalidated
-
-
-def _words_of(error: DBAPIError) -> str:
+def words_of(error: DBAPIError) -> str:
+    """Return what a database said, on one line."""
     return str(error.orig).strip().partition("\n")[0]
+
+
+@contextlib.contextmanager
+def _writing(engine: Engine) -> Iterator[Connection]:
+    with engine.connect() as connection:
+        writing = connection.execution_options(**{WRITES: True})
+        with writing.begin():
+            yield writing

@@ -1,0 +1,1 @@
+"""How databases of older programs become those of this one, step by step, by Alembic."""
