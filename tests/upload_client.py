@@ -7,11 +7,10 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 from raw_client import RawClient
-from running_server import RunningServer
 from sqlalchemy import Table, select
 
 from artifacts.blobs.sha1 import new_sha1
@@ -25,12 +24,22 @@ TIMEOUT_SECONDS = 120
 _BOUNDARY = b"-" * 24 + b"4bc1f0c7e9a5d3b2"
 
 
+class Uploads(Protocol):
+    """A server that takes uploads, with its data below ``directory``."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def directory(self) -> Path: ...
+
+
 def sha1_of(data: bytes) -> str:
     return new_sha1(data).hexdigest()
 
 
 @contextmanager
-def database_of(server: RunningServer) -> Iterator[Database]:
+def database_of(server: Uploads) -> Iterator[Database]:
     """Open the database of a server beside it."""
     database = Database.in_directory(server.directory / "data")
     try:
@@ -40,33 +49,33 @@ def database_of(server: RunningServer) -> Iterator[Database]:
 
 
 def make_token(
-    server: RunningServer, organization: str = ORGANIZATION, scopes: Collection[str] = (PUBLISH,)
+    server: Uploads, organization: str = ORGANIZATION, scopes: Collection[str] = (PUBLISH,)
 ) -> str:
     with database_of(server) as database:
         return Tokens(database).create(organization, scopes)
 
 
-def rows_of(server: RunningServer, table: Table) -> list[Any]:
+def rows_of(server: Uploads, table: Table) -> list[Any]:
     """Return what a server has on record in a table."""
     with database_of(server) as database, database.reading() as connection:
         return list(connection.execute(select(table)))
 
 
-def blobs_on_record(server: RunningServer) -> set[str]:
+def blobs_on_record(server: Uploads) -> set[str]:
     return {row.checksum for row in rows_of(server, blobs)}
 
 
-def stored_blobs(server: RunningServer) -> dict[str, bytes]:
+def stored_blobs(server: Uploads) -> dict[str, bytes]:
     """Return what the directory of blobs has, by checksum; the spool is no part of it."""
     files = blob_directory(server).glob("??/*")
     return {path.parent.name + path.name: path.read_bytes() for path in files}
 
 
-def spooled_files(server: RunningServer) -> list[Path]:
+def spooled_files(server: Uploads) -> list[Path]:
     return list((blob_directory(server) / ".spool").iterdir())
 
 
-def blob_directory(server: RunningServer) -> Path:
+def blob_directory(server: Uploads) -> Path:
     return server.directory / "data" / "blobs"
 
 
@@ -105,7 +114,7 @@ def content_type(boundary: bytes = _BOUNDARY) -> str:
 class UploadClient:
     """Calls of one organization, with its token."""
 
-    def __init__(self, server: RunningServer, organization: str = ORGANIZATION) -> None:
+    def __init__(self, server: Uploads, organization: str = ORGANIZATION) -> None:
         self.server = server
         self.organization = organization
         self.token = make_token(server, organization)
