@@ -17,6 +17,7 @@ from typing import Any
 
 import cherrypy
 import click
+from artifacts.blobs.store_source import StoreSource
 
 from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
@@ -376,7 +377,10 @@ class Parts:
             if config.nginx_log is not None:
                 undo.callback(NginxLog(config.nginx_log, self._note_use).close)
             timeouts = Timeouts(config.connect_timeout, config.stall_timeout)
-            self.sources = Sources(self._allow_list, timeouts, config.max_connections)
+            self.uploads = Uploads(config)
+            undo.callback(self.uploads.close)
+            store = StoreSource(self.uploads.database, self.uploads.blobs)
+            self.sources = Sources(self._allow_list, timeouts, config.max_connections, store)
             undo.callback(self.sources.close)
             self.connections = Workers("connection", config.max_connections)
             # A read that hangs ends with the process.
@@ -409,8 +413,6 @@ class Parts:
                 self.on_demand = OnDemand(archive_root, equipment, self.downloads)
                 undo.callback(self.on_demand.close)
             self.members = self._make_members(equipment, undo)
-            self.uploads = Uploads(config)
-            undo.callback(self.uploads.close)
             self.upkeep = Upkeep(self.uploads, timers)
             undo.callback(lambda: self.upkeep.close(timeout_seconds=5))
             self.secret = new_secret()

@@ -124,6 +124,8 @@ class ArchiveUrl:
                 "archive_url must end in a target and a build, like gs://bucket/target/build: "
                 f"{text!r}"
             )
+        if url.scheme == "store" and len(url.segments) > 2:
+            raise BadRequest(f"what is published here is called store://target/build: {text!r}")
         BuildName.checked(*url.segments[-2:])
         # Programs disagree on whether these separate segments.
         if any("\\" in segment for segment in url.segments):

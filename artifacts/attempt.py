@@ -181,9 +181,9 @@ class Attempt:
         return self._piece_bytes or self._in_whole_parts(_MIN_PIECE_BYTES)
 
     def _in_whole_parts(self, count: int) -> int:
-        """Return the size, ``count`` bytes or some more, of whole parts of the archive's."""
+        """Return the size of as many whole parts as ``count`` bytes are, and of one at least."""
         part_bytes = self.file.part_bytes or 1
-        return -(-count // part_bytes) * part_bytes
+        return max(1, count // part_bytes) * part_bytes
 
     def begin_writeback(self) -> bool:
         """Whether to call ``write_out`` now, for which the attempt has got another user."""

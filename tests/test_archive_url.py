@@ -85,9 +85,9 @@ def test_every_spelling_of_a_build_is_one_key(spelling: str, canonical: str) -> 
     assert hash(url) == hash(ArchiveUrl.parse(canonical))
 
 
-@pytest.mark.parametrize("scheme", ["gs", "s3", "file", "store"])
-def test_percent_signs_are_kept_where_they_mean_nothing(scheme: str) -> None:
-    url = ArchiveUrl.parse(f"{scheme}://images/t%2E/b%20c")
+@pytest.mark.parametrize("archive", ["gs://images", "s3://images", "file:///images", "store:/"])
+def test_percent_signs_are_kept_where_they_mean_nothing(archive: str) -> None:
+    url = ArchiveUrl.parse(f"{archive}/t%2E/b%20c")
     assert url.segments[-2:] == ("t%2E", "b%20c")
     assert str(url).endswith("t%2E/b%20c")
 
@@ -138,6 +138,7 @@ def test_prefixes_too_print_to_what_parses_to_themselves(text: str) -> None:
         ("gs://images/target", "must end in a target and a build"),
         ("file:///build", "must end in a target and a build"),
         ("store://target/", "must end in a target and a build"),
+        ("store://bucket/target/build", "is called store://target/build"),
         ("gs://images/t/..", "must not have a segment '..'"),
         ("gs://images/../t/b", "must not have a segment '..'"),
         ("gs://../t/b", "not a bucket name"),

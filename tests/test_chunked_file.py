@@ -52,11 +52,10 @@ def temporary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def chunked_files(stored: StoredFiles, temporary: Path) -> Iterator[ChunkedFiles]:
-    connections, writeback = Workers("connection", 8), Workers("writeback", 1)
+    connections = Workers("connection", 8)
     limits = FetchLimits(8, RetryLimits(2, 0.01))
-    yield ChunkedFiles(stored.blobs, temporary, connections, writeback, limits)
+    yield ChunkedFiles(stored.blobs, temporary, connections, limits)
     assert connections.close(timeout_seconds=10)
-    assert writeback.close(timeout_seconds=10)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +351,7 @@ def test_a_blob_sent_again_while_its_damage_was_noticed_is_not_dropped(
         assert file.read(MIB // 2)
         stored.path_of(checksum).with_suffix(".new").write_bytes(whole)
         stored.path_of(checksum).with_suffix(".new").rename(stored.path_of(checksum))
-        with pytest.raises(StorageError, match="whole by now"):
+        with pytest.raises(StorageError, match="came damaged"):
             file.read()
     assert stored.files.missing_blobs(added) == []
 

@@ -102,16 +102,16 @@ class BlobRange:
         self._sha1 = new_sha1() if (start, stop) == (0, part.size) else None
         try:
             return self._blobs.open(part.checksum, start, stop)
-        except BlobMissing as error:
-            if self._blobs.drop(part.checksum):
-                raise
-            raise StorageError(f"blob {part.checksum} was not there, and is now") from error
+        except BlobMissing:
+            self._blobs.drop(part.checksum)
+            raise
 
     def _is_right(self, part: BlobPart) -> bool:
         return self._sha1 is None or self._sha1.hexdigest() == part.checksum
 
     def _damaged(self, part: BlobPart) -> StorageError:
         self.close()
-        if self._blobs.drop(part.checksum):
+        if self._blobs.drop(part.checksum) is not None:
             return BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
-        return StorageError(f"blob {part.checksum} came damaged once, and is whole by now")
+        # It is whole when read once more, or others have found it damaged, and dropped it.
+        return StorageError(f"blob {part.checksum} came damaged")

@@ -16,7 +16,14 @@ from artifacts.sources.transport import Timeouts, Transport
 class Sources:
     """The sources of a running server; they share its limits and end with it."""
 
-    def __init__(self, allow_list: AllowList, timeouts: Timeouts, max_connections: int) -> None:
+    def __init__(
+        self,
+        allow_list: AllowList,
+        timeouts: Timeouts,
+        max_connections: int,
+        store: Source | None = None,
+    ) -> None:
+        """Make them; ``store`` is what reads ``store://``, where builds are published."""
         http = HttpSource(Transport(BareSession(max_connections), timeouts, allow_list))
         self._sources: dict[str, Source] = {
             "file": FileSource(allow_list),
@@ -25,6 +32,8 @@ class Sources:
             "https": http,
             "s3": S3Source(timeouts, max_connections),
         }
+        if store is not None:
+            self._sources["store"] = store
 
     def source_of(self, archive_url: ArchiveUrl) -> Source:
         """Return the source that reads ``archive_url``, or raise BadRequest where none does."""
