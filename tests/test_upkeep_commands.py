@@ -1,0 +1,293 @@
+"""``devserver gc`` and ``devserver fsck``: by the server that runs, or by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import Serve
+from polling import wait_until
+from real_servers import make_certificate
+from running_server import REPOSITORY, RunningServer
+from stored_uploads import ORGANIZATION, StoredUploads, sha1
+from test_command_line import devserver
+from upload_client import make_token
+
+from artifacts.blobs.directory_storage import DirectoryStorage
+from artifacts.database.database import Database
+from artifacts.database.locks import ProcessLocks
+from artifacts.database.tables import blobs, leases
+from artifacts.disk import DirectoryLock
+from artifacts.local_server import url_on_this_machine
+from artifacts.tokens import ADMIN, PUBLISH
+
+GC, FSCK = "/api/v1/upkeep/gc", "/api/v1/upkeep/fsck"
+
+
+@contextlib.contextmanager
+def uploads_in(data_directory: Path) -> Iterator[StoredUploads]:
+    """What is kept of uploads in a data directory, beside a server or without."""
+    data_directory.mkdir(parents=True, exist_ok=True)
+    database = Database.in_directory(data_directory)
+    yield StoredUploads(database, DirectoryStorage(data_directory / "blobs"), ProcessLocks())
+    database.close()
+
+
+@pytest.fixture
+def data_directory(tmp_path: Path) -> Path:
+    """The data directory of a server to come: ``unused`` can go, ``used`` cannot."""
+    directory = tmp_path / "server" / "data"
+    with uploads_in(directory) as uploads:
+        uploads.send(b"unused")
+        uploads.send(b"used")
+        uploads.add_debug_file("crash_lab", [b"used"])
+        forget_leases(uploads)
+    return directory
+
+
+def forget_leases(uploads: StoredUploads) -> None:
+    with uploads.database.writing() as connection:
+        connection.execute(leases.delete())
+
+
+def damage(data_directory: Path, data: bytes) -> None:
+    name = sha1(data)
+    (data_directory / "blobs" / name[:2] / name[2:]).write_bytes(b"-" * len(data))
+
+
+def told_in(data_directory: Path) -> dict[str, str]:
+    told: dict[str, str] = json.loads((data_directory / "server.json").read_bytes())
+    return told
+
+
+def post(server: RunningServer, path: str, token: str = "", **more: str) -> requests.Response:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return requests.post(server.url + path, json={}, headers={**headers, **more}, timeout=60)
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["alone", "by the server"])
+def test_gc_removes_what_nobody_needs(is_running: bool, serve: Serve, data_directory: Path) -> None:
+    server = serve() if is_running else None
+    ended = devserver("gc", "--data-dir", str(data_directory))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "removed 1 blobs, 0 files and 0 temporary files: 0.0 MB\n"
+    with uploads_in(data_directory) as uploads:
+        assert uploads.count(blobs) == 1 and uploads.is_stored(sha1(b"used"))
+        assert not uploads.is_stored(sha1(b"unused"))
+    if server is not None:
+        assert f"POST {GC} HTTP/1.1" in server.log
+    again = devserver("gc", "--data-dir", str(data_directory), "--json")
+    assert json.loads(again.stdout)["blobs"] == 0
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["alone", "by the server"])
+def test_fsck_tells_and_drops_what_is_damaged(
+    is_running: bool, serve: Serve, data_directory: Path
+) -> None:
+    if is_running:
+        serve()
+    whole = devserver("fsck", "--data-dir", str(data_directory))
+    assert whole.returncode == 0
+    assert whole.stdout == "2 blobs, 0.0 MB: 0 damaged, 0 missing, 0 not on record; 0 dropped\n"
+
+    damage(data_directory, b"used")
+    for option, dropped in (("--json", 0), ("--repair", 1)):
+        found = devserver("fsck", "--data-dir", str(data_directory), option)
+        assert found.returncode == 1 and "Traceback" not in found.stderr
+        assert sha1(b"used") in found.stdout
+        if option == "--json":
+            report = json.loads(found.stdout)
+            assert (report["damaged"], report["dropped"]) == (1, dropped)
+            assert report["incomplete"][0]["name"] == "crash_lab"
+        else:
+            assert f"damaged {sha1(b'used')}: " in found.stdout
+            assert "incomplete debug files of lab/devices: crash_lab" in found.stdout
+            assert found.stdout.endswith("1 damaged, 0 missing, 0 not on record; 1 dropped\n")
+    with uploads_in(data_directory) as uploads:
+        asked = [sha1(b"used"), sha1(b"unused")]
+        assert uploads.blobs.lease_owned(ORGANIZATION, asked).keys() == {sha1(b"unused")}
+        uploads.send(b"used")
+    assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
+
+
+def test_the_calls_are_for_the_server_s_user_and_for_admins(
+    serve: Serve, data_directory: Path
+) -> None:
+    server = serve()
+    secret = told_in(data_directory)["secret"]
+    admin, publisher = (make_token(server, scopes=[scope]) for scope in (ADMIN, PUBLISH))
+    for path in (GC, FSCK):
+        assert post(server, path).status_code == 401
+        assert post(server, path).headers["WWW-Authenticate"] == "Bearer"
+        assert post(server, path, "unknown").status_code == 401
+        assert post(server, path, secret[:-1]).status_code == 401
+        assert post(server, path, "é").status_code == 401
+        assert post(server, path, publisher).status_code == 403
+        foreign = post(server, path, secret, Origin="http://elsewhere.example")
+        assert foreign.status_code == 403
+        assert post(server, f"{path}/more", secret).status_code == 404
+        for token in (secret, admin):
+            assert post(server, path, token).status_code == 200
+    assert server.get(GC).status_code == 405
+    assert server.get(FSCK).status_code == 401
+    assert secret not in server.log
+
+
+def test_fsck_takes_nothing_but_true_and_false_for_repair(
+    serve: Serve, data_directory: Path
+) -> None:
+    server = serve()
+    headers = {"Authorization": f"Bearer {told_in(data_directory)['secret']}"}
+    for body in (b'{"repair": "no"}', b'{"repair": 1}', b"[]", b"{"):
+        answer = requests.post(server.url + FSCK, body, headers=headers, timeout=60)
+        assert answer.status_code == 400
+    progress = requests.get(server.url + FSCK, headers=headers, timeout=60)
+    assert progress.json() == {"progress": None}
+
+
+def test_the_secret_is_the_server_s_own_and_of_one_run(serve: Serve, data_directory: Path) -> None:
+    server = serve()
+    file = data_directory / "server.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    first = told_in(data_directory)["secret"]
+    server.stop()
+    assert not file.exists()
+    again = serve()
+    assert told_in(data_directory)["secret"] != first
+    assert post(again, GC, first).status_code == 401
+
+
+def test_a_server_that_was_killed_is_not_asked(serve: Serve, data_directory: Path) -> None:
+    serve().kill()
+    assert (data_directory / "server.json").exists()
+    ended = devserver("gc", "--data-dir", str(data_directory), "--json")
+    assert ended.returncode == 0 and json.loads(ended.stdout)["blobs"] == 1
+
+
+def test_a_directory_that_another_command_works_in_is_left(
+    serve: Serve, data_directory: Path
+) -> None:
+    serve().kill()
+    lock = DirectoryLock(data_directory, data_directory / "lock")
+    try:
+        ended = devserver("gc", "--data-dir", str(data_directory))
+    finally:
+        lock.release()
+    assert ended.returncode == 1
+    assert f"process {os.getpid()} works in" in ended.stderr
+    assert len(ended.stderr.strip().split("\n")) == 1
+
+
+def test_a_server_of_https_is_asked(serve: Serve, tmp_path: Path, data_directory: Path) -> None:
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    server = serve("--tls-certificate", str(certificate))
+    assert told_in(data_directory)["url"] == f"https://127.0.0.1:{server.port}"
+    ended = devserver(
+        *("gc", "--data-dir", str(data_directory), "--json"),
+        # Neither a proxy nor a file of certificates has anything to say here.
+        environment={"HTTPS_PROXY": "http://127.0.0.1:9", "REQUESTS_CA_BUNDLE": "/dev/null"},
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["blobs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://127.0.0.1:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("192.0.2.7", "http://192.0.2.7:8080"),
+    ],
+)
+def test_a_server_is_reached_where_it_listens(host: str, url: str) -> None:
+    assert url_on_this_machine(host, 8080, is_https=False) == url
+
+
+def test_a_server_on_all_addresses_is_asked(serve: Serve, data_directory: Path) -> None:
+    server = serve("--host", "")
+    ended = devserver("gc", "--data-dir", str(data_directory), "--json")
+    assert json.loads(ended.stdout)["blobs"] == 1
+    assert f"POST {GC}" in server.log
+
+
+@pytest.mark.parametrize("command", ["gc", "fsck"])
+def test_mistakes_are_told_in_one_line(command: str, tmp_path: Path, data_directory: Path) -> None:
+    missing = devserver(command, "--data-dir", str(tmp_path / "none"))
+    assert missing.returncode == 1 and "--data-dir" in missing.stderr
+    assert not (tmp_path / "none").exists()
+    wrong = devserver(command, "--data-dir", str(data_directory), "--database-url", "mysql://x/y")
+    assert wrong.returncode == 2 and "mysql" in wrong.stderr
+    for ended in (missing, wrong):
+        assert ended.stdout == "" and len(ended.stderr.strip().split("\n")) == 1
+    assert devserver(command, "--nonsense").returncode == 2
+    # The directory is free again.
+    assert devserver("gc", "--data-dir", str(data_directory)).returncode == 0
+
+
+def test_what_a_database_does_not_know_is_told(data_directory: Path, tmp_path: Path) -> None:
+    with uploads_in(data_directory) as uploads:
+        for number in range(101):
+            name = uploads.send(b"%d" % number)
+            os.utime(data_directory / "blobs" / name[:2] / name[2:], (0, 0))
+    wrong = ("--database-url", f"sqlite:///{tmp_path / 'wrong.db'}")
+    ended = devserver("gc", "--data-dir", str(data_directory), *wrong)
+    assert ended.returncode == 0
+    assert "101 blobs" in ended.stderr and "right database" in ended.stderr
+    assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
+
+
+def started(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(REPOSITORY / "devserver.py"), *arguments])
+
+
+def stored_in(data_directory: Path) -> set[str]:
+    return {blob.checksum for blob in DirectoryStorage(data_directory / "blobs").list()}
+
+
+def test_gc_that_is_killed_half_way_leaves_whole_what_is_needed(data_directory: Path) -> None:
+    with uploads_in(data_directory) as uploads:
+        for number in range(400):
+            uploads.send(b"unused %d" % number)
+        forget_leases(uploads)
+    process = started("gc", "--data-dir", str(data_directory))
+    wait_until(lambda: len(stored_in(data_directory)) < 380)
+    process.kill()
+    process.wait()
+
+    assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
+    assert devserver("gc", "--data-dir", str(data_directory)).returncode == 0
+    with uploads_in(data_directory) as uploads:
+        assert uploads.count(blobs) == 1 and uploads.is_stored(sha1(b"used"))
+    # The one that it was about, which is not on record and too young to go.
+    assert len(stored_in(data_directory)) <= 2
+
+
+def test_fsck_that_is_killed_while_it_repairs_goes_on_the_next_time(data_directory: Path) -> None:
+    chunks = [b"damaged %d" % number for number in range(400)]
+    with uploads_in(data_directory) as uploads:
+        for chunk in chunks:
+            uploads.send(chunk)
+    for chunk in chunks:
+        damage(data_directory, chunk)
+    process = started("fsck", "--repair", "--data-dir", str(data_directory))
+    wait_until(lambda: len(stored_in(data_directory)) < 380)
+    process.kill()
+    process.wait()
+
+    again = devserver("fsck", "--repair", "--data-dir", str(data_directory), "--json")
+    report = json.loads(again.stdout)
+    assert report["dropped"] == report["damaged"] < 400
+    with uploads_in(data_directory) as uploads:
+        assert uploads.count(blobs) == 2 and uploads.is_stored(sha1(b"used"))
+        for chunk in chunks[:3]:
+            uploads.send(chunk)
+    assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
