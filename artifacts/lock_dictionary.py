@@ -18,13 +18,22 @@ class LockDictionary(Generic[_Key]):
         self._locks: dict[_Key, tuple[threading.RLock, int]] = {}
 
     @contextlib.contextmanager
-    def holding(self, key: _Key) -> Iterator[None]:
+    def holding(self, key: _Key, timeout_seconds: float | None = None) -> Iterator[None]:
+        """Hold the lock of ``key`` for the length of a block.
+
+        Raises:
+            TimeoutError: others hold it for longer than ``timeout_seconds``.
+        """
         with self._guard:
             lock, users = self._locks.get(key) or (threading.RLock(), 0)
             self._locks[key] = (lock, users + 1)
         try:
-            with lock:
+            if not lock.acquire(timeout=-1 if timeout_seconds is None else timeout_seconds):
+                raise TimeoutError(f"the lock of {key} was not free in {timeout_seconds:g} s")
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             with self._guard:
                 lock, users = self._locks[key]

@@ -97,6 +97,20 @@ def test_an_error_lets_the_lock_go() -> None:
         assert pool.submit(hold).result(TIMEOUT_SECONDS)
 
 
+def test_whoever_does_not_get_the_lock_in_time_gives_up_and_leaves_nothing() -> None:
+    locks: LockDictionary[str] = LockDictionary()
+
+    def hold() -> None:
+        with locks.holding("build", timeout_seconds=0.01):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with locks.holding("build"), pytest.raises(TimeoutError, match="build"):
+            pool.submit(hold).result(TIMEOUT_SECONDS)
+        assert len(locks) == 0
+        pool.submit(hold).result(TIMEOUT_SECONDS)
+
+
 def test_the_dictionary_does_not_grow_with_the_keys_ever_used() -> None:
     locks: LockDictionary[int] = LockDictionary()
     for key in range(1000):

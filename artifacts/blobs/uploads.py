@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.files import Files
 from artifacts.blobs.storages import open_storage
 from artifacts.config import Config
 from artifacts.database.database import Database
-from artifacts.database.locks import ProcessLocks
+from artifacts.database.file_locks import FileLocks
+from artifacts.database.locks import Locks
+from artifacts.database.postgresql_locks import PostgresqlLocks
 from artifacts.tokens import Tokens
 
 
@@ -28,7 +31,7 @@ class Uploads:
             undo.callback(self.database.close)
             self.storage = open_storage(config)
             undo.callback(self.storage.close)
-            self.locks = ProcessLocks()
+            self.locks = open_locks(self.database)
             undo.callback(self.locks.close)
             self.tokens = Tokens(self.database)
             self.blobs = BlobStore(self.database, self.storage, self.locks)
@@ -45,3 +48,10 @@ def open_database(config: Config) -> Database:
         return Database(config.database_url)
     config.data_dir.mkdir(parents=True, exist_ok=True)
     return Database.in_directory(config.data_dir)
+
+
+def open_locks(database: Database) -> Locks:
+    """Open the locks that all who use the database share."""
+    if database.is_shared:
+        return PostgresqlLocks(database.url)
+    return FileLocks(Path(f"{database.url.database}.locks"))
