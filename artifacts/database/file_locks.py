@@ -37,6 +37,7 @@ class FileLocks(ProcessLocks):
             self._file = path.open("ab")
         except OSError as error:
             raise storage_error(error, str(path)) from error
+        self._guard = threading.Lock()  # guards the file: not to be closed while it is used
         self._closing = threading.Event()
 
     @contextlib.contextmanager
@@ -46,9 +47,7 @@ class FileLocks(ProcessLocks):
         try:
             yield
         finally:
-            if self._file.closed:
-                raise shutting_down()
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+            self._change(fcntl.LOCK_UN, place)
 
     def _take(self, name: str, place: int, deadline: float) -> None:
         # The system's own way to wait has no end, and takes two processes for deadlocked whose
@@ -64,14 +63,21 @@ class FileLocks(ProcessLocks):
 
     def _try_to_take(self, place: int) -> bool:
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            self._change(fcntl.LOCK_EX | fcntl.LOCK_NB, place)
         except OSError as error:
             if error.errno in _HELD_BY_OTHERS:
                 return False
             raise
         return True
 
+    def _change(self, operation: int, place: int) -> None:
+        with self._guard:
+            if self._file.closed:
+                raise shutting_down()
+            fcntl.lockf(self._file, operation, 1, place)
+
     def close(self) -> None:
         """End all waits, and all locks of this process."""
         self._closing.set()
-        self._file.close()
+        with self._guard:
+            self._file.close()
