@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import random
 from dataclasses import dataclass
 from typing import Protocol
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import (
-    MultipartParser,
-    MultipartState,
-    parse_options_header,
-)
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from artifacts.errors import BadRequest
 
 # Of one part.
 _MAX_HEADERS = 8
 _MAX_HEADER_BYTES = 4096
+# Around one part, besides its boundary and what its headers say: line ends and the like.
+_MAX_FRAME_BYTES = 64
+# Of blocks, as much as this and an eighth are searched for boundaries.
+_SEARCHED_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class MultipartReader:
         boundary = _boundary_of(content_type)
         self._sink = sink
         self._parts_left = max_parts
-        # One that nothing good follows costs the parser a thousand times what other bytes do.
+        # The parser steps through some bytes one by one, at a thousand times the cost of others.
+        # These two limit how many: boundaries within parts, which are none, and what is between
+        # parts, such as blanks behind a boundary.
         self._delimiter = b"\r\n--" + boundary
-        self._padded_delimiter = re.compile(re.escape(self._delimiter) + rb"[ \t]")
         self._delimiters_left = max_parts + 1
+        self._frame_bytes_left = (max_parts + 1) * (len(self._delimiter) + _MAX_FRAME_BYTES)
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._disposition: bytes | None = None
@@ -83,28 +85,34 @@ class MultipartReader:
     def feed(self, block: bytes) -> None:
         """Read the next bytes of the body."""
         self._has_begun = True
-        self._check_delimiters(block)
+        if self._is_whole:
+            # What follows the last boundary is of no interest.
+            return
+        self._delimiters_left -= self._delimiters_in(block)
+        if self._delimiters_left < 0:
+            raise BadRequest("the multipart body has too many parts, or its boundary within them")
+        self._frame_bytes_left -= len(block)
         try:
             self._parser.write(block)
         except FormParserError as error:
             raise _malformed(error) from error
-        if self._parser.state is MultipartState.BOUNDARY_PADDING:
-            raise _padded()
+        if self._frame_bytes_left < 0 and not self._is_whole:
+            raise BadRequest("the multipart body is malformed: too much is between its parts")
 
     def end(self) -> None:
         """Note that the body has ended. An empty one has no parts."""
         if self._has_begun and not self._is_whole:
             raise BadRequest("the multipart body is cut short: its last boundary is missing")
 
-    def _check_delimiters(self, block: bytes) -> None:
-        found = block.count(self._delimiter)
-        if not found:
-            return
-        self._delimiters_left -= found
-        if self._delimiters_left < 0:
-            raise BadRequest("the multipart body has too many parts, or its boundary within them")
-        if self._padded_delimiter.search(block):
-            raise _padded()
+    def _delimiters_in(self, block: bytes) -> int:
+        """Return how many there are; of a large block, only of some of it.
+
+        To look through all of it would cost as much as parsing it. Who puts many there cannot know
+        where to.
+        """
+        searched = max(_SEARCHED_BYTES, len(block) // 8)
+        start = random.randrange(len(block) - searched) if len(block) > searched else 0
+        return block.count(self._delimiter, start, start + searched)
 
     def _on_part_begin(self) -> None:
         if not self._parts_left:
@@ -113,9 +121,11 @@ class MultipartReader:
         self._disposition = None
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._frame_bytes_left += end - start
         self._header_name += data[start:end]
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._frame_bytes_left += end - start
         self._header_value += data[start:end]
 
     def _on_header_end(self) -> None:
@@ -134,6 +144,7 @@ class MultipartReader:
         self._sink.begin_part(PartHead(_text(name), None if filename is None else _text(filename)))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._frame_bytes_left += end - start
         with memoryview(data) as view, view[start:end] as part:
             self._sink.take(part)
 
@@ -157,7 +168,3 @@ def _text(option: bytes) -> str:
 
 def _malformed(error: FormParserError) -> BadRequest:
     return BadRequest(f"the multipart body is malformed: {error}")
-
-
-def _padded() -> BadRequest:
-    return BadRequest("the multipart body is malformed: there are blanks after a boundary")
