@@ -112,6 +112,18 @@ def test_the_limits_are_told_as_the_protocol_has_them(client: UploadClient, path
     assert answer.headers["Content-Type"] == "application/json"
 
 
+@pytest.mark.parametrize(
+    "path", [CHUNK_UPLOAD, f"/api/0{CHUNK_UPLOAD}", "/api/0/chunk-upload/", CHUNK_UPLOAD[:-1]]
+)
+def test_chunks_go_wherever_clients_send_them(client: UploadClient, path: str) -> None:
+    # sentry-cli 2.1 and 2.14 put /api/0/ before the path that they are told.
+    data = new_data()
+    headers = {**client.authorization, "Content-Type": content_type()}
+    body = multipart([chunk(data)])
+    assert is_confirmed(requests.post(client.server.url + path, body, headers=headers, timeout=30))
+    assert sha1_of(data) in blobs_on_record(client.server)
+
+
 def test_a_prefix_goes_before_the_url_for_chunks(tmp_path: Path) -> None:
     server = RunningServer(tmp_path, "--upload-url-prefix", "https://builds.example.com/lab/")
     try:

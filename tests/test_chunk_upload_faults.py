@@ -259,7 +259,7 @@ def test_a_chunk_whose_first_sender_fails_is_stored_for_the_second(
 def test_a_locked_database_is_503_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("artifacts.database.database._WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("artifacts.database.engine.WAIT_SECONDS", 0.2)
     with (
         upload_server(tmp_path) as server,
         closing(sqlite3.connect(tmp_path / "data" / "devserver.db")) as other,

@@ -21,6 +21,12 @@ from artifacts.serving.upload_protocol import Access, UploadProtocol
 from artifacts.serving.waiting import Wait
 from artifacts.tokens import PUBLISH
 
+_PATHS = (
+    "chunk-upload",
+    "organizations/{organization}/chunk-upload",
+    # Where a path is sent by older clients, which put /api/0/ before it in any case.
+    "api/0/organizations/{organization}/chunk-upload",
+)
 # For which a client waits for its chunks to be stored, once they are here.
 _STORE_SECONDS = 120.0
 
@@ -35,7 +41,7 @@ class BlobsApi:
 
     def register(self, protocol: UploadProtocol) -> None:
         protocol.add("GET", "", None, self._who_asks)
-        for path in ("chunk-upload", "organizations/{organization}/chunk-upload"):
+        for path in _PATHS:
             protocol.add("GET", path, PUBLISH, self._limits)
             protocol.add("POST", path, PUBLISH, self._upload)
 
