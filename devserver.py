@@ -451,10 +451,14 @@ class Parts:
         blobs_api.register(self.upload_protocol)
         inspector = Inspector(timers)
         undo.callback(inspector.close)
-        assembler = Assembler(self.uploads, self.config.data_dir.absolute() / "assembling")
+        uploads, directory = self.uploads, self.config.data_dir.absolute() / "assembling"
+        assembler = Assembler(
+            uploads.database, uploads.blobs, uploads.files, uploads.locks, directory
+        )
         undo.callback(lambda: assembler.close(timeout_seconds=5))
-        PublishedBuildsApi(self.uploads, assembler).register(self.upload_protocol)
-        debug_files = DebugFiles(self.uploads.database, self.uploads.files)
+        builds = PublishedBuildsApi(uploads.database, uploads.files, assembler)
+        builds.register(self.upload_protocol)
+        debug_files = DebugFiles(uploads.database, uploads.files)
         DebugFilesApi(debug_files, inspector, assembler).register(self.upload_protocol)
 
     def parse_archive_url(self, text: str) -> ArchiveUrl:

@@ -22,9 +22,7 @@ def assemble_offered(assembler: Assembler, purpose: Purpose) -> Answer:
     """
     offers = read_offers(current_body().read_all(_MAX_BODY_BYTES))
     standing = assembler.answer(purpose, list(offers.possible.values()))
-    standing.update(
-        (key, Assembly("error", detail=detail)) for key, detail in offers.impossible.items()
-    )
+    standing.update((key, Assembly.error(detail)) for key, detail in offers.impossible.items())
     answers = {key: _as_json(standing[key]) for key in offers.keys}
     # Not json_answer: there may be some megabytes of it, which are not for people.
     return Answer(json.dumps(answers).encode("ascii"), content_type="application/json")

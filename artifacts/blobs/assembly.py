@@ -23,12 +23,15 @@ from typing import IO, Any, Literal, Protocol
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from artifacts.blobs.blob_pass import BlobDamaged, BlobPass
+from artifacts.blobs.blob_pass import BlobPass
+from artifacts.blobs.blob_range import BlobDamaged
+from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.failures import Failures
-from artifacts.blobs.files import BlobPart, parts_of
+from artifacts.blobs.files import BlobPart, Files, parts_of
 from artifacts.blobs.offers import Offer
-from artifacts.blobs.uploads import Uploads
-from artifacts.errors import BadRequest, Conflict, DevserverError, in_words, storage_error
+from artifacts.database.database import Database
+from artifacts.database.locks import Locks
+from artifacts.errors import BadRequest, Conflict, in_words, storage_error
 from artifacts.shared_calls import SharedCalls
 from artifacts.workers import Workers
 
@@ -58,6 +61,10 @@ class Assembly:
     detail: str | None = None
     dif: Mapping[str, Any] | None = None
 
+    @classmethod
+    def error(cls, detail: str) -> Assembly:
+        return cls("error", detail=detail)
+
 
 # Records a file, by its id, for what it is for, within a transaction; may raise Refused.
 Record = Callable[[Connection, int], None]
@@ -76,13 +83,11 @@ class Purpose(Protocol):
     max_file_bytes: int
     needs_file: bool
 
-    def check(self, offer: Offer) -> None:
-        """Raise BadRequest for what can be refused by its name."""
-
     def find(self, connection: Connection, offers: Collection[Offer]) -> dict[str, Assembly]:
-        """Return, by checksum, where those stand that the database has decided about.
+        """Return, by checksum, where those stand that are decided without any work.
 
-        These are ``ok``, for files that are on record for this purpose and whole, or ``error``.
+        These are ``ok``, for files that are on record for this purpose and whole, or ``error``, for
+        what cannot be recorded.
         """
 
     def examine(self, offer: Offer, path: Path | None) -> Record:
@@ -97,17 +102,19 @@ class Purpose(Protocol):
 class Assembler:
     """Assembles files, a few at a time."""
 
-    def __init__(self, uploads: Uploads, directory: Path) -> None:
+    def __init__(
+        self, database: Database, blobs: BlobStore, files: Files, locks: Locks, directory: Path
+    ) -> None:
         """``directory`` is for temporary files, and this one's alone; what is there is removed.
 
         Raises:
             DevserverError: the directory cannot be made.
         """
-        self._database = uploads.database
-        self._blobs = uploads.blobs
-        self._files = uploads.files
-        self._locks = uploads.locks
-        self._failures = Failures(uploads.database)
+        self._database = database
+        self._blobs = blobs
+        self._files = files
+        self._locks = locks
+        self._failures = Failures(database)
         self._directory = directory
         shutil.rmtree(directory, ignore_errors=True)
         try:
@@ -126,19 +133,12 @@ class Assembler:
         Raises:
             DatabaseUnavailable: that cannot be told now.
         """
-        answers: dict[str, Assembly] = {}
-        for offer in offers:
-            try:
-                purpose.check(offer)
-            except BadRequest as error:
-                answers[offer.checksum] = _error(error.message)
-        left = [offer for offer in offers if offer.checksum not in answers]
         with self._database.reading() as connection:
-            answers.update(purpose.find(connection, left))
-        digests = {
-            _digest(purpose, offer): offer for offer in left if offer.checksum not in answers
-        }
-        answers.update(self._go_on(purpose, digests))
+            answers = purpose.find(connection, offers)
+        undecided = [offer for offer in offers if offer.checksum not in answers]
+        answers.update(
+            self._go_on(purpose, {_digest(purpose, offer): offer for offer in undecided})
+        )
         return answers
 
     def close(self, timeout_seconds: float) -> None:
@@ -162,7 +162,7 @@ class Assembler:
             missing = tuple(dict.fromkeys(c for c in offer.chunks if c not in sizes))
             if sum(sizes.get(chunk, 0) for chunk in offer.chunks) > purpose.max_file_bytes:
                 limit = f"{purpose.max_file_bytes:,}"
-                answers[offer.checksum] = _error(f"the file is larger than {limit} bytes")
+                answers[offer.checksum] = Assembly.error(f"the file is larger than {limit} bytes")
             elif missing:
                 answers[offer.checksum] = Assembly("not_found", missing)
             else:
@@ -170,7 +170,7 @@ class Assembler:
         failures = self._failures.tell(list(complete))
         for digest, offer in complete.items():
             if digest in failures:
-                answers[offer.checksum] = _error(failures[digest])
+                answers[offer.checksum] = Assembly.error(failures[digest])
             else:
                 parts = parts_of(offer.chunks, sizes)
                 self._under_way.join(
@@ -188,10 +188,11 @@ class Assembler:
                 # Somebody else may have been at it, here or in another process.
                 if not self._is_decided(purpose, offer, digest):
                     self._try(purpose, offer, digest, parts)
-        except DevserverError as error:
-            # It is being assembled elsewhere, or nobody can be told what happened: whoever asks
-            # next begins again.
-            _log.warning("%s is not assembled now: %s", offer.checksum, error.message)
+        except Exception as error:
+            # The outermost edge of the work. It is being assembled elsewhere, or nobody can be told
+            # what happened: whoever asks next begins again.
+            known = in_words(error, "assembling", f"the file {offer.checksum}")
+            _log.warning("%s is not assembled now: %s", offer.checksum, known.message)
 
     def _is_decided(self, purpose: Purpose, offer: Offer, digest: str) -> bool:
         with self._database.reading() as connection:
@@ -209,7 +210,7 @@ class Assembler:
             # Nothing to be told: whoever asks next hears that it is missing.
             _log.error("%s cannot be assembled: %s", offer.checksum, error.message)
         except Exception as error:
-            # The outermost edge of the work: whoever asks next has to be told what went wrong.
+            # The outermost edge, too: whoever asks next has to be told what went wrong.
             if self._stopped.is_set():
                 return
             known = in_words(error, "assembling", f"the file {offer.checksum}")
@@ -249,10 +250,6 @@ class Assembler:
         if sha1 != offer.checksum:
             raise Refused(f"checksum mismatch: the chunks make {sha1}")
         return crc32c
-
-
-def _error(detail: str) -> Assembly:
-    return Assembly("error", detail=detail)
 
 
 def _digest(purpose: Purpose, offer: Offer) -> str:

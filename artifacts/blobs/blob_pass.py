@@ -11,6 +11,7 @@ from typing import IO
 
 import google_crc32c
 
+from artifacts.blobs.blob_range import BlobDamaged
 from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.files import BlobPart
 from artifacts.blobs.sha1 import new_sha1
@@ -22,12 +23,6 @@ _BLOCK_BYTES = 1 << 20
 # Blobs that are read while the one before them is written: hashing them takes as long as hashing
 # the file does, and a storage may be far away.
 _BLOBS_AHEAD = 3
-
-
-class BlobDamaged(StorageError):
-    """A blob's bytes are not those that it is named by, or are gone; it has been dropped."""
-
-    code = "blob_damaged"
 
 
 class BlobPass:
@@ -46,7 +41,7 @@ class BlobPass:
         """Write the blobs to ``file``, if there is one; return SHA-1 and CRC32C of all bytes.
 
         Raises:
-            BlobDamaged: one of them is.
+            BlobDamaged: one of them is, and has been dropped.
             StorageError: the storage fails.
             Busy: the server is shutting down.
             OSError: the file cannot be written.
@@ -65,27 +60,31 @@ class BlobPass:
 
     def _read_ahead(self, parts: Sequence[BlobPart]) -> Iterator[list[bytes]]:
         read = partial(_read_checked, self._blobs)
-        coming: deque[Future[list[bytes]]] = deque()
+        coming: deque[tuple[str, Future[list[bytes]]]] = deque()
         left = iter(parts)
         try:
             while True:
                 while len(coming) < _BLOBS_AHEAD and (part := next(left, None)) is not None:
-                    coming.append(self._readers.call(read, part))
+                    # Files have the same blob repeatedly, as zeros, one after the other.
+                    same = (future for checksum, future in coming if checksum == part.checksum)
+                    future = next(same, None) or self._readers.call(read, part)
+                    coming.append((part.checksum, future))
                 if not coming:
                     return
                 if self._stopped.is_set():
                     raise shutting_down()
-                yield coming.popleft().result()
+                yield coming.popleft()[1].result()
         finally:
-            for future in coming:
+            for _, future in coming:
                 future.cancel()
 
 
 def _read_checked(blobs: BlobStore, part: BlobPart) -> list[bytes]:
     if (blocks := _read(blobs, part)) is not None:
         return blocks
-    blobs.drop(part.checksum)
-    raise BlobDamaged(f"the blob {part.checksum} is damaged; it has to be uploaded again")
+    if blobs.drop(part.checksum) is None:
+        raise StorageError(f"blob {part.checksum} came damaged once, and is whole by now")
+    raise BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
 
 
 def _read(blobs: BlobStore, part: BlobPart) -> list[bytes] | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from artifacts.archive_url import MAX_PATH_CHARACTERS, has_control_characters
+from artifacts.archive_url import check_relative_path
 from artifacts.blobs.sha1 import check_checksum, is_checksum
 from artifacts.errors import BadRequest
 
@@ -15,7 +15,10 @@ _MAX_CHUNKS = 100_000
 
 @dataclass(frozen=True)
 class Offer:
-    """A file that a client has: ``chunks``, in order, are said to make ``checksum``."""
+    """A file that a client has: ``chunks``, in order, are said to make ``checksum``.
+
+    ``name`` is a path below some directory.
+    """
 
     checksum: str
     name: str
@@ -63,10 +66,9 @@ def _read_offer(key: str, entry: object) -> Offer:
     if not isinstance(entry, dict):
         raise BadRequest('what is said of a file must be an object, with "name" and "chunks"')
     name, chunks = entry.get("name"), entry.get("chunks")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
         raise BadRequest('"name" must be the name of the file')
-    if has_control_characters(name) or len(name) > MAX_PATH_CHARACTERS:
-        raise BadRequest(f"not the name of a file: {name!r:.100}")
+    check_relative_path(name, '"name"')
     if not isinstance(chunks, list):
         raise BadRequest('"chunks" must be a list of checksums')
     if not chunks:

@@ -13,14 +13,13 @@ from time import time
 
 from sqlalchemy import Connection, Select, or_, select
 
-from artifacts.archive_url import BuildName, check_relative_path
+from artifacts.archive_url import BuildName
 from artifacts.blobs.assembly import Assembly, Record, Refused
 from artifacts.blobs.files import Files
 from artifacts.blobs.offers import Offer
 from artifacts.database.batches import batches
 from artifacts.database.database import Database
 from artifacts.database.tables import build_files, builds, files
-from artifacts.errors import BadRequest
 
 _MAX_FILE_BYTES = 1 << 40
 
@@ -41,20 +40,23 @@ class BuildFiles:
         self._project = project
         self._build = build
 
-    def check(self, offer: Offer) -> None:
-        check_relative_path(offer.name, "name")
-        if any(segment.startswith(".") for segment in offer.name.split("/")):
-            raise BadRequest(f"names that begin with a dot are reserved: {offer.name!r:.300}")
-
     def find(self, connection: Connection, offers: Collection[Offer]) -> dict[str, Assembly]:
+        found = {
+            offer.checksum: Assembly.error(
+                f"names that begin with a dot are reserved: {offer.name!r:.300}"
+            )
+            for offer in offers
+            if any(segment.startswith(".") for segment in offer.name.split("/"))
+        }
         build = connection.execute(self._select_build()).first()
         if build is None:
-            return {}
+            return found
         if build.organization != self.organization:
-            error = Assembly("error", detail=self._belongs_to_others().message)
-            return {offer.checksum: error for offer in offers}
-        found: dict[str, Assembly] = {}
-        for some in batches(offers):
+            return {
+                offer.checksum: Assembly.error(self._belongs_to_others().message)
+                for offer in offers
+            }
+        for some in batches(offer for offer in offers if offer.checksum not in found):
             found.update(self._find_names(connection, build.id, some))
         return found
 
@@ -81,8 +83,9 @@ class BuildFiles:
             if (row := named.get(offer.name)) is None:
                 continue
             if row.checksum != offer.checksum:
-                detail = self._is_taken(offer.name, row.checksum).message
-                found[offer.checksum] = Assembly("error", detail=detail)
+                found[offer.checksum] = Assembly.error(
+                    self._is_taken(offer.name, row.checksum).message
+                )
             elif row.id not in incomplete:
                 found[offer.checksum] = Assembly("ok")
         return found

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, Select, or_, select
 
 from artifacts.blobs.assembly import Assembly, Record
 from artifacts.blobs.files import Files
+from artifacts.blobs.limits import FILE_BYTES
 from artifacts.blobs.offers import Offer
 from artifacts.database.batches import batches
 from artifacts.database.database import Database
@@ -21,7 +22,6 @@ from artifacts.database.tables import debug_files, debug_objects, files
 from artifacts.errors import BadRequest
 from artifacts.symbols.inspection import DebugObject, Inspector
 
-_MAX_FILE_BYTES = 2 << 30
 _MAX_LISTED = 500
 _DEBUG_ID = re.compile(
     r"([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})"
@@ -144,7 +144,7 @@ class ProjectDebugFiles:
     """The purpose of what is uploaded as debug files of a project; see `Purpose`."""
 
     needs_file = True
-    max_file_bytes = _MAX_FILE_BYTES
+    max_file_bytes = FILE_BYTES
 
     def __init__(
         self, debug_files: DebugFiles, inspector: Inspector, organization: str, project: str
@@ -154,9 +154,6 @@ class ProjectDebugFiles:
         self._debug_files = debug_files
         self._inspector = inspector
         self._project = project
-
-    def check(self, offer: Offer) -> None:
-        """Any name will do: it is told, and never a path."""
 
     def find(self, connection: Connection, offers: Collection[Offer]) -> dict[str, Assembly]:
         checksums = [offer.checksum for offer in offers]
