@@ -103,10 +103,16 @@ class Fetch:
         file: ArchiveFile,
         directory: Path,
         connections: Workers,
-        writeback: Workers,
+        writeback: Workers | None,
         limits: FetchLimits,
     ) -> None:
-        """``connections`` are the threads that read, ``writeback`` those that wait for the disk."""
+        """Prepare to fetch ``file``.
+
+        Args:
+            connections: threads that read.
+            writeback: threads that wait for the disk; None where the file is only to be read, and
+                need not be durable.
+        """
         self._source = source
         self._archive_url = archive_url
         self._directory = directory
@@ -540,9 +546,9 @@ class Fetch:
             if attempt.size is not None:
                 released = min(offset, attempt.size - WITHHELD_BYTES)
                 watches = attempt.take_watches(piece.position, released)
-            is_writeback_due = attempt.begin_writeback()
+            is_writeback_due = self._writeback is not None and attempt.begin_writeback()
         _call(watches)
-        if is_writeback_due:
+        if self._writeback is not None and is_writeback_due:
             self._writeback.submit(lambda: self._write_out(attempt))
         attempt.verify_from(piece.position, block, self._end_from(attempt))
         piece.position = offset
@@ -569,7 +575,8 @@ class Fetch:
         if mismatch is not None:
             self._start_over(attempt, ArchiveError(f"wrong bytes of {self.name}: {mismatch}"))
             return
-        os.fsync(attempt.descriptor)
+        if self._writeback is not None:
+            os.fsync(attempt.descriptor)
         watches: list[Watch] = []
         with self._changed:
             if not attempt.abandoned and self._failure is None:

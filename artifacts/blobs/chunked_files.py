@@ -36,14 +36,12 @@ class ChunkedFiles:
         blobs: BlobStore,
         directory: Path,
         connections: Workers,
-        writeback: Workers,
         limits: FetchLimits,
     ) -> None:
         """``directory``, on this machine, is for temporary files; the rest is as for `Fetch`."""
         self._blobs = blobs
         self._directory = directory
         self._connections = connections
-        self._writeback = writeback
         self._limits = limits
 
     def open(self, file: AssembledFile, *, prefetch: bool = False) -> io.BufferedReader:
@@ -62,7 +60,7 @@ class ChunkedFiles:
             _describe(file),
             self._directory,
             self._connections,
-            self._writeback,
+            None,
             self._limits,
         )
         with contextlib.ExitStack() as undo:
