@@ -219,6 +219,15 @@ def test_a_server_on_all_addresses_is_asked(serve: Serve, data_directory: Path) 
     assert f"POST {GC}" in server.log
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_another_user_is_refused_and_leaves_nothing(data_directory: Path) -> None:
+    before = {path.name for path in data_directory.iterdir()} | {"lock"}
+    os.chown(data_directory, 65534, -1)
+    ended = devserver("gc", "--data-dir", str(data_directory))
+    assert ended.returncode == 1 and "65534" in ended.stderr
+    assert {path.name for path in data_directory.iterdir()} <= before
+
+
 @pytest.mark.parametrize("command", ["gc", "fsck"])
 def test_mistakes_are_told_in_one_line(command: str, tmp_path: Path, data_directory: Path) -> None:
     missing = devserver(command, "--data-dir", str(tmp_path / "none"))

@@ -149,15 +149,16 @@ class GarbageCollector:
         """Delete the rows of a table that have expired, some at a time; return how many."""
         is_over = table.c.expires_at <= self._now()
         some = select(key).where(is_over).limit(_ROWS_AT_ONCE)
-        deleted = 0
-        while True:
+
+        def delete_some() -> int:
             with self._database.writing() as connection:
                 # Asked for twice: a lease may be prolonged while it is waited for.
-                count = connection.execute(delete(table).where(key.in_(some), is_over)).rowcount
+                return connection.execute(delete(table).where(key.in_(some), is_over)).rowcount
+
+        deleted = 0
+        while count := self._gently(delete_some):
             deleted += count
-            self._check_stopped()
-            if count < _ROWS_AT_ONCE:
-                return deleted
+        return deleted
 
     def _collect_temporary(self, collected: Collected) -> None:
         directory = self._storage.spool_directory

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -128,9 +129,20 @@ def _upkeep_of(config: Config) -> Iterator[_Upkeep]:
     else:
         with contextlib.ExitStack() as undo:
             undo.callback(lock.release)
+            _check_owner(directory)
             uploads = Uploads(config)
             undo.callback(uploads.close)
             yield _ByThisProcess(uploads)
+
+
+def _check_owner(directory: Path) -> None:
+    """Raise DevserverError unless the directory is this user's."""
+    # Files that others leave there, its owner could not write.
+    owner = directory.stat().st_uid
+    if owner != os.geteuid():
+        raise DevserverError(
+            f"{directory} belongs to another user (id {owner}); run this as that user"
+        )
 
 
 class _ByServer:
