@@ -15,6 +15,7 @@ from bench.place import Place
 from bench.serving import serving
 from bench.staging_speed import far_archive, fast_archive, many_files
 from bench.unpacking import unpacking
+from bench.uploading import upload_memory, uploads
 
 BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "fast-archive": fast_archive,
@@ -28,6 +29,8 @@ BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "slow-clients": slow_clients,
     "growing": growing,
     "cold": cold,
+    "uploads": uploads,
+    "upload-memory": upload_memory,
     "memory": memory,
     "idle": idle,
 }
