@@ -17,7 +17,6 @@ from typing import Any
 
 import cherrypy
 import click
-from artifacts.blobs.store_source import StoreSource
 
 from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
@@ -25,6 +24,7 @@ from artifacts.blobs.api import BlobsApi
 from artifacts.blobs.assembly import Assembler
 from artifacts.blobs.chunk_upload import ChunkUploads
 from artifacts.blobs.published_builds_api import PublishedBuildsApi
+from artifacts.blobs.store_source import StoreSource
 from artifacts.blobs.upkeep import Upkeep
 from artifacts.blobs.upkeep_api import UpkeepApi
 from artifacts.blobs.uploads import Uploads
