@@ -61,4 +61,5 @@ def upgrade_schema(connection: Connection) -> None:
             "from before the upgrade"
         )
     command.upgrade(config, HEAD)
-    _log.info("brought the database from schema %s to %s", found or "none", HEAD)
+    if found is not None:
+        _log.info("brought the database from schema %s to %s", found, HEAD)
