@@ -34,6 +34,7 @@ from artifacts.catalog_file import CatalogError
 from artifacts.commands.catalog import catalog_command
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
+from artifacts.commands.publish import publish_command
 from artifacts.commands.sample_build import make_sample_build
 from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
@@ -669,6 +670,7 @@ def _demonstrate(parts: Parts, archive_url: str) -> None:
 
 
 main.add_command(stage_command)
+main.add_command(publish_command)
 main.add_command(status_command)
 main.add_command(catalog_command)
 main.add_command(gc_command)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 import requests
@@ -11,9 +11,16 @@ import urllib3
 
 from artifacts.config import ENVIRONMENT_PREFIX
 from artifacts.errors import DevserverError
+from artifacts.sources.transport import retry_after_seconds
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 60
+# For which a busy server may take nothing of a body, and for which it may store what has come.
+_STALL_SECONDS = 60
+_STORE_SECONDS = 180
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,6 +37,19 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+class _Bearer(requests.auth.AuthBase):
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class NoAnswer(DevserverError):
+    """Nobody answers where the server should be, or the connection was cut."""
+
+
 class Client:
     """A devserver, asked over HTTP; a context manager."""
 
@@ -44,7 +64,8 @@ class Client:
             self._session.verify = False
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         if token:
-            self._session.headers["Authorization"] = f"Bearer {token}"
+            # Not as a header: what .netrc says of the server would go over it.
+            self._session.auth = _Bearer(token)
 
     def __enter__(self) -> Client:
         return self
@@ -58,6 +79,15 @@ class Client:
     def post_json(self, path: str, value: object, timeout_seconds: float = _ANSWER_SECONDS) -> Any:
         return self._parsed(self._ask("POST", path, timeout_seconds, json=value))
 
+    def post_body(self, path: str, body: Iterable[ReadableBuffer], content_type: str) -> None:
+        """Send a body, piece by piece, each of some mebibyte at most; ``len`` tells its bytes.
+
+        Args:
+            path: on this server, or a whole URL.
+        """
+        headers = {"Content-Type": content_type}
+        self._ask("POST", path, _STORE_SECONDS, _STALL_SECONDS, data=body, headers=headers)
+
     def _parsed(self, response: requests.Response) -> Any:
         try:
             return response.json()
@@ -68,25 +98,36 @@ class Client:
         return self._ask("GET", path, params=query, timeout_seconds=timeout_seconds).text
 
     def _ask(
-        self, method: str, path: str, timeout_seconds: float = _ANSWER_SECONDS, **more: Any
+        self,
+        method: str,
+        path: str,
+        timeout_seconds: float = _ANSWER_SECONDS,
+        send_seconds: float = _CONNECT_SECONDS,
+        **more: Any,
     ) -> requests.Response:
         """Send a request; raise DevserverError with the server's words where it refuses."""
+        url = path if path.startswith(("http://", "https://")) else self.server + path
         try:
             response = self._session.request(
-                method, self.server + path, timeout=(_CONNECT_SECONDS, timeout_seconds), **more
+                method, url, timeout=(send_seconds, timeout_seconds), **more
             )
         except requests.RequestException as error:
-            raise DevserverError(
+            raise NoAnswer(
                 f"no devserver answers at {self.server} ({type(error).__name__}); "
                 "start one, or name another with --server"
             ) from error
         if response.status_code >= 400:
-            raise DevserverError(_words_of(response), status=response.status_code)
+            raise DevserverError(
+                _words_of(response),
+                status=response.status_code,
+                retry_after_seconds=retry_after_seconds(response.headers),
+            )
         return response
 
 
 def _words_of(response: requests.Response) -> str:
     try:
-        return str(response.json()["error"]["message"])
+        answer = response.json()
+        return str(answer["detail"] if "detail" in answer else answer["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return response.text or f"the server answered {response.status_code}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
@@ -11,18 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-)
+from rich.progress import Progress, TaskID
 
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.commands.client import Client, server_options
 from artifacts.commands.options import CONTEXT_SETTINGS
+from artifacts.commands.progress import progress_bars, rate
 from artifacts.errors import DevserverError
 
 _LOOKS_EVERY_SECONDS = 0.25
@@ -97,7 +90,7 @@ def watch_staging(client: Client, name: BuildName, wanted: dict[str, Any]) -> di
                     settled.set_exception(error)
 
     threading.Thread(target=wait, name="wait-for-status", daemon=True).start()
-    with _progress() as progress:
+    with progress_bars() as progress:
         bars: dict[str, TaskID] = {}
         while True:
             is_settled = bool(wait_for([settled], timeout=_LOOKS_EVERY_SECONDS).done)
@@ -131,17 +124,6 @@ def _look(client: Client, path: str) -> dict[str, Any]:
         raise
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("{task.fields[rate]:>12}"),
-        TextColumn("{task.fields[state]}"),
-        console=Console(file=sys.stderr),
-    )
-
-
 def _show(progress: Progress, bars: dict[str, TaskID], build: dict[str, Any]) -> None:
     for artifact in build["artifacts"]:
         name, state = artifact["name"], artifact["state"]
@@ -152,12 +134,8 @@ def _show(progress: Progress, bars: dict[str, TaskID], build: dict[str, Any]) ->
             completed=artifact["bytes_done"],
             total=artifact["bytes_total"],
             state=artifact["error"] or state,
-            rate=_rate(artifact["bytes_per_second"]),
+            rate=rate(artifact["bytes_per_second"]),
         )
-
-
-def _rate(bytes_per_second: float) -> str:
-    return f"{bytes_per_second / 1e6:,.1f} MB/s" if bytes_per_second else ""
 
 
 def _name_of(archive_url: str) -> BuildName:
