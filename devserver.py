@@ -33,8 +33,9 @@ from artifacts.catalog import Catalog
 from artifacts.catalog_file import CatalogError
 from artifacts.commands.catalog import catalog_command
 from artifacts.commands.client import Client
+from artifacts.commands.local_files import find_files
 from artifacts.commands.options import CONTEXT_SETTINGS, config_options, given
-from artifacts.commands.publish import publish_command
+from artifacts.commands.publish import publish, publish_command
 from artifacts.commands.sample_build import make_sample_build
 from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
@@ -80,6 +81,7 @@ from artifacts.symbols.api import DebugFilesApi
 from artifacts.symbols.debug_files import DebugFiles
 from artifacts.symbols.inspection import Inspector
 from artifacts.timers import Timers
+from artifacts.tokens import PUBLISH
 from artifacts.unpack_limits import UnpackLimits
 from artifacts.workers import Workers
 from downloader import DownloaderCache
@@ -628,20 +630,18 @@ def serve_command(config: Path | None, **options: Any) -> None:
 @main.command("demo", context_settings=CONTEXT_SETTINGS)
 @click.option("--port", type=click.IntRange(0, 65535), help="port, instead of 8080 or a free one")
 def demo_command(port: int | None) -> None:
-    """Make a sample build, serve, and stage it as a lab machine would; until Ctrl-C."""
+    """Serve, publish a sample build, and stage it as a lab machine would; until Ctrl-C."""
     with tempfile.TemporaryDirectory(prefix="devserver-demo-") as directory:
         click.echo("Making a sample build ...", err=True)
-        archive = Path(directory).resolve() / "archive"
-        build = make_sample_build(archive)
+        build = make_sample_build(Path(directory).resolve())
         config = load_config(
             {
                 "port": _free_port() if port is None else port,
                 "data_dir": Path(directory) / "data",
-                "allow_archive": (f"file://{archive}",),
                 "log_level": "warning",
             }
         )
-        run(config, meanwhile=lambda parts: _demonstrate(parts, f"file://{build}"))
+        run(config, meanwhile=lambda parts: _demonstrate(parts, build))
 
 
 def _free_port() -> int:
@@ -650,12 +650,15 @@ def _free_port() -> int:
         return 0 if probe.connect_ex(("127.0.0.1", 8080)) == 0 else 8080
 
 
-def _demonstrate(parts: Parts, archive_url: str) -> None:
+def _demonstrate(parts: Parts, build: Path) -> None:
     server = f"http://localhost:{parts.port}"
-    name = ArchiveUrl.parse(archive_url).name
-    click.echo(f"Staging {archive_url} ...", err=True)
+    name = BuildName.checked(build.parent.name, build.name)
+    archive_url = f"store://{name}"
     try:
-        with Client(server) as client:
+        with Client(server, parts.uploads.tokens.create("demo", [PUBLISH])) as client:
+            click.echo(f"Publishing it as {archive_url} ...", err=True)
+            publish(client, name, find_files([build]))
+            click.echo(f"Staging {archive_url} ...", err=True)
             client.get_text("/download", archive_url=archive_url)
             click.echo(
                 "Success: the foreground artifacts are staged, a machine can install.", err=True
