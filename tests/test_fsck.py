@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stored_uploads import HOUR, ORGANIZATION, StoredUploads, sha1
 
-from artifacts.blobs import inventory
+from artifacts.blobs import check, inventory
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.incomplete import IncompleteFile
 from artifacts.blobs.storage import BlobStorage, OpenedBlob, StorageError
@@ -150,14 +150,15 @@ def test_a_blob_that_is_whole_is_not_dropped_whoever_says_that_it_is_damaged(
 
 
 def test_nothing_is_dropped_where_more_is_missing_than_there(
-    uploads: StoredUploads, tmp_path: Path, database: Database
+    uploads: StoredUploads, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(150):
+    monkeypatch.setattr(check, "_MAX_MISSING", 2)
+    for number in range(3):
         uploads.send(b"%d" % number)
     elsewhere = DirectoryStorage(tmp_path / "not mounted")
     mistaken = StoredUploads(database, elsewhere, ProcessLocks())
     report = mistaken.check(repair=True)
-    assert (report.missing, report.dropped, report.is_doubtful) == (150, 0, True)
+    assert (report.missing, report.dropped, report.is_doubtful) == (3, 0, True)
     assert not uploads.check().is_bad
 
 

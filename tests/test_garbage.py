@@ -9,19 +9,23 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from real_servers import S3, emulated_s3
 from sqlalchemy import insert
 from stored_uploads import DAY, HOUR, ORGANIZATION, StoredUploads, sha1
 
-from artifacts.blobs import blob_store, inventory
+from artifacts.blobs import blob_store, garbage, inventory
 from artifacts.blobs import files as stored_files
 from artifacts.blobs.blob_store import LEASE_SECONDS
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.garbage import Collected
 from artifacts.blobs.storage import BlobStorage, StorageError
+from artifacts.blobs.storages import open_storage
+from artifacts.config import Config
 from artifacts.database.database import Database
 from artifacts.database.locks import ProcessLocks
 from artifacts.database.tables import assemblies, blob_index, blobs, files, leases, owners
@@ -30,9 +34,26 @@ from artifacts.errors import Busy
 SECONDS = 30
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> BlobStorage:
-    return DirectoryStorage(tmp_path / "blobs")
+@pytest.fixture(params=["directory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BlobStorage]:
+    """An empty storage: a directory, or a bucket where a test asks for both."""
+    location = str(tmp_path / "blobs")
+    if request.param == "s3":
+        s3 = request.getfixturevalue("s3")
+        location = f"s3://{s3.create_bucket(f'garbage-{next(_numbers)}').name}/blobs"
+    opened = open_storage(Config(blob_storage=location, data_dir=tmp_path))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with emulated_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+_numbers = count(1)
+every_storage = pytest.mark.parametrize("storage", ["directory", "s3"], indirect=True)
 
 
 @pytest.fixture
@@ -52,6 +73,7 @@ def test_a_blob_that_no_file_uses_goes_once_its_lease_is_over(uploads: StoredUpl
     assert uploads.count(owners) == uploads.count(leases) == 0
 
 
+@every_storage
 def test_a_blob_that_a_file_uses_stays_without_a_lease(uploads: StoredUploads) -> None:
     used, unused = uploads.send(b"used"), uploads.send(b"unused")
     uploads.add_debug_file("crash_lab", [b"used"])
@@ -95,6 +117,7 @@ def test_a_file_that_nothing_names_goes_after_a_day_and_its_blobs_with_it(
     assert uploads.is_stored(sha1(b"of both")) and not uploads.is_stored(sha1(b"of one"))
 
 
+@every_storage
 def test_bytes_that_were_never_recorded_go_after_an_hour(uploads: StoredUploads) -> None:
     data = b"the server was killed before it recorded this"
     spooled = uploads.storage.spool_directory / "spooled"
@@ -108,9 +131,10 @@ def test_bytes_that_were_never_recorded_go_after_an_hour(uploads: StoredUploads)
 
 
 def test_the_blobs_of_another_database_are_left(
-    uploads: StoredUploads, tmp_path: Path, storage: BlobStorage
+    uploads: StoredUploads, tmp_path: Path, storage: BlobStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(101):
+    monkeypatch.setattr(garbage, "_MAX_UNRECORDED", 2)
+    for number in range(3):
         uploads.send(b"%d" % number)
     (tmp_path / "other").mkdir()
     wrong = Database.in_directory(tmp_path / "other")
@@ -118,8 +142,8 @@ def test_the_blobs_of_another_database_are_left(
     mistaken.later = 30 * DAY
     mistaken.send(b"another one")
     mistaken.add_debug_file("crash_lab", [b"another one"])
-    assert mistaken.collect().unrecorded_blobs_left == 101
-    assert len(list(storage.list())) == 102
+    assert mistaken.collect().unrecorded_blobs_left == 3
+    assert len(list(storage.list())) == 4
     wrong.close()
 
 
@@ -152,7 +176,7 @@ def test_more_than_a_page_of_everything_goes(
     uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inventory, "_ROWS_AT_ONCE", 3)
-    monkeypatch.setattr("artifacts.blobs.garbage._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(garbage, "_ROWS_AT_ONCE", 3)
     kept = [b"kept %d" % number for number in range(10)]
     for number in range(10):
         uploads.send(kept[number])
@@ -189,6 +213,7 @@ class HeldAtLock:
         pass
 
 
+@every_storage
 @pytest.mark.parametrize("way", ["sent again", "confirmed", "asked for"])
 def test_a_blob_that_is_wanted_after_it_was_found_unused_stays(
     way: str, uploads: StoredUploads, storage: BlobStorage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from conftest import Serve
 from polling import wait_until
 from real_servers import make_certificate
 from running_server import REPOSITORY, RunningServer
-from stored_uploads import ORGANIZATION, StoredUploads, sha1
+from stored_uploads import HOUR, ORGANIZATION, StoredUploads, sha1
 from test_command_line import devserver
-from upload_client import make_token
+from upload_client import UploadClient, chunk, make_token
 
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.database.database import Database
@@ -29,6 +30,9 @@ from artifacts.disk import DirectoryLock
 from artifacts.local_server import url_on_this_machine
 from artifacts.tokens import ADMIN, PUBLISH
 
+DYING = REPOSITORY / "tests" / "dying_server.py"
+# There are fewer steps in a command than there are tries.
+MIN_STEPS, MAX_STEPS = 5, 60
 GC, FSCK = "/api/v1/upkeep/gc", "/api/v1/upkeep/fsck"
 
 
@@ -86,6 +90,32 @@ def test_gc_removes_what_nobody_needs(is_running: bool, serve: Serve, data_direc
         assert f"POST {GC} HTTP/1.1" in server.log
     again = devserver("gc", "--data-dir", str(data_directory), "--json")
     assert json.loads(again.stdout)["blobs"] == 0
+
+
+def test_what_was_confirmed_is_there_when_it_is_assembled_after_gc(serve: Serve) -> None:
+    server = serve()
+    client = UploadClient(server)
+    chunks = [b"one" * 10_000, b"two" * 10_000]
+    path = f"{server.url}/api/0/projects/{ORGANIZATION}/builds/builds/lamp/R1/assemble/"
+    whole = sha1(b"".join(chunks))
+    offer = {whole: {"name": "image", "chunks": [sha1(data) for data in chunks]}}
+
+    def ask() -> dict[str, object]:
+        answer = requests.post(path, json=offer, headers=client.authorization, timeout=60)
+        told: dict[str, object] = answer.json()[whole]
+        return told
+
+    for data in chunks:
+        assert client.send(chunk(data)).status_code == 200
+        collected = devserver("gc", "--data-dir", str(server.directory / "data"), "--json")
+        assert json.loads(collected.stdout)["blobs"] == 0
+    wait_until(lambda: ask()["state"] == "ok")
+    # Now it is the file that keeps them.
+    with uploads_in(server.directory / "data") as uploads:
+        forget_leases(uploads)
+    collected = devserver("gc", "--data-dir", str(server.directory / "data"), "--json")
+    assert json.loads(collected.stdout)["blobs"] == 0
+    assert ask()["state"] == "ok"
 
 
 @pytest.mark.parametrize("is_running", [False, True], ids=["alone", "by the server"])
@@ -254,49 +284,53 @@ def test_what_a_database_does_not_know_is_told(data_directory: Path, tmp_path: P
     assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
 
 
-def started(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(REPOSITORY / "devserver.py"), *arguments])
+def died_before(step: int, data_directory: Path, *command: str) -> bool:
+    """Run a command that is to die before one of its steps; return whether it came to it."""
+    ended = subprocess.run(
+        [sys.executable, str(DYING), *command, "--data-dir", str(data_directory)],
+        env={**os.environ, "DYING_ARMED": str(data_directory), "DYING_STEP": str(step)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode in {0, 1, -signal.SIGKILL}, ended.stderr
+    return ended.returncode == -signal.SIGKILL
 
 
-def stored_in(data_directory: Path) -> set[str]:
-    return {blob.checksum for blob in DirectoryStorage(data_directory / "blobs").list()}
-
-
-def test_gc_that_is_killed_half_way_leaves_whole_what_is_needed(data_directory: Path) -> None:
+def test_gc_may_die_before_any_step_and_leaves_whole_what_is_needed(data_directory: Path) -> None:
+    for step in range(1, MAX_STEPS):
+        with uploads_in(data_directory) as uploads:
+            unused = uploads.send(b"unused %d" % step)
+            forget_leases(uploads)
+        has_died = died_before(step, data_directory, "gc")
+        with uploads_in(data_directory) as uploads:
+            assert uploads.is_recorded(sha1(b"used"))
+            assert not uploads.check().is_bad
+            if not has_died:
+                break
+            # What is not removed wholly can be removed later, and what comes again is there.
+            uploads.send(b"unused %d" % step)
+            assert uploads.is_recorded(unused) and uploads.is_stored(unused)
+    assert MIN_STEPS <= step < MAX_STEPS - 1
     with uploads_in(data_directory) as uploads:
-        for number in range(400):
-            uploads.send(b"unused %d" % number)
-        forget_leases(uploads)
-    process = started("gc", "--data-dir", str(data_directory))
-    wait_until(lambda: len(stored_in(data_directory)) < 380)
-    process.kill()
-    process.wait()
-
-    assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
-    assert devserver("gc", "--data-dir", str(data_directory)).returncode == 0
-    with uploads_in(data_directory) as uploads:
-        assert uploads.count(blobs) == 1 and uploads.is_stored(sha1(b"used"))
-    # The one that it was about, which is not on record and too young to go.
-    assert len(stored_in(data_directory)) <= 2
+        uploads.later = 2 * HOUR
+        uploads.collect()
+        assert uploads.count(blobs) == len(list(uploads.storage.list())) == 1
 
 
-def test_fsck_that_is_killed_while_it_repairs_goes_on_the_next_time(data_directory: Path) -> None:
-    chunks = [b"damaged %d" % number for number in range(400)]
-    with uploads_in(data_directory) as uploads:
-        for chunk in chunks:
-            uploads.send(chunk)
-    for chunk in chunks:
-        damage(data_directory, chunk)
-    process = started("fsck", "--repair", "--data-dir", str(data_directory))
-    wait_until(lambda: len(stored_in(data_directory)) < 380)
-    process.kill()
-    process.wait()
-
-    again = devserver("fsck", "--repair", "--data-dir", str(data_directory), "--json")
-    report = json.loads(again.stdout)
-    assert report["dropped"] == report["damaged"] < 400
-    with uploads_in(data_directory) as uploads:
-        assert uploads.count(blobs) == 2 and uploads.is_stored(sha1(b"used"))
-        for chunk in chunks[:3]:
-            uploads.send(chunk)
-    assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
+def test_fsck_may_die_before_any_step_and_goes_on_the_next_time(data_directory: Path) -> None:
+    for step in range(1, MAX_STEPS):
+        with uploads_in(data_directory) as uploads:
+            uploads.send(b"damaged")
+            damage(data_directory, b"damaged")
+        has_died = died_before(step, data_directory, "fsck", "--repair")
+        with uploads_in(data_directory) as uploads:
+            assert uploads.is_recorded(sha1(b"used"))
+            assert uploads.check(repair=True).damaged <= 1
+            assert uploads.blobs.lease_owned(ORGANIZATION, [sha1(b"damaged")]) == {}
+            uploads.send(b"damaged")
+            assert not uploads.check().is_bad
+        if not has_died:
+            break
+    assert MIN_STEPS <= step < MAX_STEPS - 1
