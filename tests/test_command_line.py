@@ -36,7 +36,17 @@ def devserver(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["serve"], ["stage"], ["status"], ["demo"], ["catalog"], ["catalog", "check"]],
+    [
+        [],
+        ["serve"],
+        ["stage"],
+        ["status"],
+        ["demo"],
+        ["catalog"],
+        ["catalog", "check"],
+        ["gc"],
+        ["fsck"],
+    ],
 )
 def test_every_command_has_help(arguments: list[str]) -> None:
     shown = devserver(*arguments, "--help")

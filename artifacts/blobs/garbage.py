@@ -148,12 +148,13 @@ class GarbageCollector:
     def _delete_expired(self, table: Table, key: Column[str]) -> int:
         """Delete the rows of a table that have expired, some at a time; return how many."""
         is_over = table.c.expires_at <= self._now()
-        some = select(key).where(is_over).limit(_ROWS_AT_ONCE)
+        # What others are just prolonging is left to them: waiting for it, while they wait for what
+        # this holds, would be for ever.
+        some = select(key).where(is_over).limit(_ROWS_AT_ONCE).with_for_update(skip_locked=True)
 
         def delete_some() -> int:
             with self._database.writing() as connection:
-                # Asked for twice: a lease may be prolonged while it is waited for.
-                return connection.execute(delete(table).where(key.in_(some), is_over)).rowcount
+                return connection.execute(delete(table).where(key.in_(some))).rowcount
 
         deleted = 0
         while count := self._gently(delete_some):
