@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from bench.assembling import assembling
 from bench.behind_nginx import behind_nginx
 from bench.cold import cold
 from bench.footprint import idle, memory
@@ -12,9 +13,12 @@ from bench.many_machines import one_build, waiters
 from bench.many_slow import slow_clients
 from bench.measure import Gap, Row
 from bench.place import Place
+from bench.publishing import publish
+from bench.reading_back import read_back
 from bench.serving import serving
 from bench.staging_speed import far_archive, fast_archive, many_files
 from bench.unpacking import unpacking
+from bench.upload_again import upload_again
 from bench.uploading import upload_memory, uploads
 
 BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
@@ -30,6 +34,10 @@ BENCHMARKS: dict[str, Callable[[Place], Iterator[Row | Gap]]] = {
     "growing": growing,
     "cold": cold,
     "uploads": uploads,
+    "upload-again": upload_again,
+    "assembling": assembling,
+    "read-back": read_back,
+    "publish": publish,
     "upload-memory": upload_memory,
     "memory": memory,
     "idle": idle,

@@ -29,6 +29,7 @@ class Devserver:
     """A devserver in a process of its own, with directories below ``directory``.
 
     Attributes:
+        log: the file that it logs to, requests included.
         start_seconds: from starting the process until it answered.
     """
 
@@ -45,12 +46,12 @@ class Devserver:
         directory.mkdir(parents=True, exist_ok=True)
         portfile = directory / "port"
         portfile.unlink(missing_ok=True)
-        self._log = directory / "log"
+        self.log = directory / "log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DEVSERVER_")}
         if storage_url is not None:
             environment["STORAGE_EMULATOR_HOST"] = storage_url
         begun_at = time.monotonic()
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, str(REPOSITORY / "devserver.py"), "--catalog", str(catalog)),
@@ -72,7 +73,7 @@ class Devserver:
         except BaseException:
             self._process.kill()
             self._process.wait()
-            print(self._log.read_text(encoding="utf-8", errors="replace")[-2000:], file=sys.stderr)
+            print(self.log.read_text(encoding="utf-8", errors="replace")[-2000:], file=sys.stderr)
             raise
         self.start_seconds = time.monotonic() - begun_at
 

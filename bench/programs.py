@@ -14,6 +14,8 @@ _PACKAGES = {
     "wrk": "wrk",
     "curl": "curl",
     "aria2c": "aria2",
+    "cat": "coreutils",
+    "cp": "coreutils",
     "tar": "tar",
     "pigz": "pigz",
     "lbzip2": "lbzip2",

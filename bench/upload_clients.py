@@ -8,7 +8,6 @@ when the last is answered.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -20,13 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import BinaryIO, Literal
 
-from bench.chunks import CHUNKS_OF_A_REQUEST, make_chunks
+from bench.chunks import CHUNKS_OF_A_REQUEST, CONTENT_TYPE, checksum_of, make_chunks, multipart
 from bench.processes import CALL_SECONDS, END_SECONDS, REPOSITORY
 
 # How chunks travel: in parts of multipart/form-data, or one behind the other, named by a header.
 Way = Literal["multipart", "raw"]
 CHUNKS_HEADER = "X-Chunks"
-_BOUNDARY = "bench-3f1d0f6a5ac94ee1"
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,11 @@ class Uploaded:
         bytes: of chunks.
         seconds: from the first request until the last is answered.
         cpu_seconds: of the clients.
-        checksums: of the chunks of each client, in their order.
     """
 
     bytes: int
     seconds: float
     cpu_seconds: float
-    checksums: list[list[str]]
 
 
 class Uploaders:
@@ -98,35 +94,24 @@ class Uploaders:
 class _Request:
     body: BinaryIO
     headers: dict[str, str]
-    checksums: list[str]
     chunk_bytes: int
 
 
-def _make_request(way: Way, token: str) -> _Request:
+def _make_request(token: str, *, is_multipart: bool) -> _Request:
     chunks = make_chunks(CHUNKS_OF_A_REQUEST)
-    checksums = [hashlib.sha1(chunk, usedforsecurity=False).hexdigest() for chunk in chunks]
-    body = os.fdopen(os.memfd_create("body"), "w+b", buffering=0)
-    for checksum, chunk in zip(checksums, chunks, strict=True):
-        if way == "multipart":
-            body.write(_part_head(checksum))
-        body.write(chunk)
-    if way == "multipart":
-        body.write(f"\r\n--{_BOUNDARY}--\r\n".encode("ascii"))
-        kind = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+    headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
+    if is_multipart:
+        pieces = multipart(chunks)
+        headers["Content-Type"] = CONTENT_TYPE
     else:
-        kind = {"Content-Type": "application/octet-stream", CHUNKS_HEADER: ",".join(checksums)}
-    headers = {
-        "Authorization": f"Bearer {token}",
-        "Content-Length": str(body.tell()),
-        "Connection": "close",
-        **kind,
-    }
-    return _Request(body, headers, checksums, sum(map(len, chunks)))
-
-
-def _part_head(checksum: str) -> bytes:
-    named = f'Content-Disposition: form-data; name="file"; filename="{checksum}"'
-    return f"\r\n--{_BOUNDARY}\r\n{named}\r\n\r\n".encode("ascii")
+        pieces = chunks
+        headers["Content-Type"] = "application/octet-stream"
+        headers[CHUNKS_HEADER] = ",".join(checksum_of([chunk]) for chunk in chunks)
+    body = os.fdopen(os.memfd_create("body"), "w+b", buffering=0)
+    for piece in pieces:
+        body.write(piece)
+    headers["Content-Length"] = str(body.tell())
+    return _Request(body, headers, sum(map(len, chunks)))
 
 
 def _send(port: int, path: str, requests: Sequence[_Request]) -> None:
@@ -149,9 +134,8 @@ def _send(port: int, path: str, requests: Sequence[_Request]) -> None:
 
 def main() -> None:
     port, path, token, clients, count, way = sys.argv[1:]
-    assert way in {"multipart", "raw"}
     of_clients = [
-        [_make_request("raw" if way == "raw" else "multipart", token) for _ in range(int(count))]
+        [_make_request(token, is_multipart=way == "multipart") for _ in range(int(count))]
         for _ in range(int(clients))
     ]
     with ThreadPoolExecutor(len(of_clients)) as pool:
@@ -164,10 +148,6 @@ def main() -> None:
                 sum(request.chunk_bytes for requests in of_clients for request in requests),
                 seconds,
                 after.user + after.system - before.user - before.system,
-                [
-                    [checksum for each in requests for checksum in each.checksums]
-                    for requests in of_clients
-                ],
             )
             print(json.dumps(asdict(uploaded)), flush=True)
 

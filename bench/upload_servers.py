@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,8 +14,10 @@ import psutil
 
 from artifacts.database.database import Database
 from artifacts.tokens import PUBLISH, Tokens
+from bench.chunks import CHUNKS_OF_A_REQUEST, CONTENT_TYPE, multipart
 from bench.moved import Moved
 from bench.processes import (
+    CALL_SECONDS,
     Devserver,
     cpu_seconds_of_tree,
     is_answered,
@@ -25,6 +28,7 @@ from bench.processes import (
 from bench.upload_clients import Uploaded, Uploaders, Way
 
 ORGANIZATION = "bench"
+_LOGGED_REQUEST = re.compile(rb'"((?:GET|POST) [^ "]+) HTTP/1\.[01]"')
 
 
 class UploadServer(Devserver):
@@ -50,9 +54,25 @@ class UploadServer(Devserver):
     def chunk_path(self) -> str:
         return f"/api/0/organizations/{ORGANIZATION}/chunk-upload/"
 
-    @property
-    def authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"}
+    def post(self, path: str, body: bytes, content_type: str = "application/json") -> bytes:
+        """Return the body of an answer that has to be 200."""
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type}
+        answer = self.session.post(self.url + path, body, headers=headers, timeout=CALL_SECONDS)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{path} answered {answer.status_code}: {answer.text}")
+        return answer.content
+
+    def upload(self, chunks: Sequence[bytes]) -> None:
+        """Have chunks stored that are needed for what is measured."""
+        for number in range(0, len(chunks), CHUNKS_OF_A_REQUEST):
+            body = b"".join(multipart(chunks[number : number + CHUNKS_OF_A_REQUEST]))
+            self.post(self.chunk_path, body, CONTENT_TYPE)
+
+    def requests_since(self, logged_before: int) -> list[str]:
+        """Return what the log has of requests since it had so many bytes: methods and paths."""
+        with self.log.open("rb") as log:
+            log.seek(logged_before)
+            return [line.decode("utf-8") for line in _LOGGED_REQUEST.findall(log.read())]
 
     def remove_blobs(self) -> None:
         """Take the blobs off the disk, as if nobody had ever seen them."""
