@@ -39,6 +39,7 @@ from artifacts.commands.publish import publish, publish_command
 from artifacts.commands.sample_build import make_sample_build
 from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
+from artifacts.commands.token import token_command
 from artifacts.commands.upkeep import fsck_command, gc_command
 from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file, read_suite_controls
@@ -675,6 +676,7 @@ def _demonstrate(parts: Parts, build: Path) -> None:
 main.add_command(stage_command)
 main.add_command(publish_command)
 main.add_command(status_command)
+main.add_command(token_command)
 main.add_command(catalog_command)
 main.add_command(gc_command)
 main.add_command(fsck_command)

@@ -46,6 +46,8 @@ def devserver(
         ["catalog", "check"],
         ["gc"],
         ["fsck"],
+        ["token"],
+        ["token", "create"],
     ],
 )
 def test_every_command_has_help(arguments: list[str]) -> None:
