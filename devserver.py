@@ -43,6 +43,7 @@ from artifacts.commands.token import token_command
 from artifacts.commands.upkeep import fsck_command, gc_command
 from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file, read_suite_controls
+from artifacts.database.database import DatabaseUnavailable
 from artifacts.disk import DirectoryLock
 from artifacts.equipment import Equipment
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
@@ -301,7 +302,7 @@ class Lab:
 
     @lab_rpc(methods=("GET", "HEAD"))
     def ready(self, _: Arguments) -> Answer:
-        """/ready: whether the server can stage: its directory is writable and has room."""
+        """/ready: whether the server can stage, and its database be read."""
         problems = []
         try:
             self._staging.check_writable()
@@ -309,6 +310,10 @@ class Lab:
                 problems.append(f"the disk of {self._staging.directory} is full")
         except OSError as error:
             problems.append(f"cannot write to {self._staging.directory}: {error.strerror}")
+        try:
+            self._parts.uploads.database.check()
+        except DatabaseUnavailable as error:
+            problems.append(error.message)
         if self._downloads.is_closed:
             problems.append("the server is shutting down")
         if problems:

@@ -45,10 +45,12 @@ class Database:
         is_shared: whether servers on other machines may use it, too.
     """
 
-    def __init__(self, url: str | URL) -> None:
-        """Open ``url``, ``sqlite:////path`` or ``postgresql://user@host/name``.
+    def __init__(self, url: str | URL, wait_seconds: float = WAIT_SECONDS) -> None:
+        """Open a database; an empty one gets its tables, an older one is brought up to date.
 
-        An empty database gets its tables, and that of an older devserver is brought up to date.
+        Args:
+            url: ``sqlite:////path`` or ``postgresql://user@host/name``.
+            wait_seconds: how long to wait for a connection, for a turn, and for a lock of others.
 
         Raises:
             ConfigError: it is not such a URL, or its driver is not installed.
@@ -61,7 +63,8 @@ class Database:
         # SQLite has one writer at a time, and those who wait for it look again and again. Which of
         # them finds it free is chance: without this, some would wait for very long.
         self._turn_to_write = None if self.is_shared else FairLock()
-        self._engine = make_engine(self.url)
+        self._wait_seconds = wait_seconds
+        self._engine = make_engine(self.url, wait_seconds=wait_seconds)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._bring_up_to_date()
@@ -117,12 +120,17 @@ class Database:
         if self._turn_to_write is None:
             yield
             return
-        if not self._turn_to_write.acquire(WAIT_SECONDS):
+        if not self._turn_to_write.acquire(self._wait_seconds):
             raise DatabaseUnavailable("the database is busy: many write to it; ask again")
         try:
             yield
         finally:
             self._turn_to_write.release()
+
+    def check(self) -> None:
+        """Raise DatabaseUnavailable if the database cannot be read."""
+        with self.reading() as connection:
+            schema_version(connection)
 
     def insert(self, table: Table) -> Any:
         """Return an INSERT that has ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""

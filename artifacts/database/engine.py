@@ -18,7 +18,6 @@ CONNECTIONS = 16
 WRITES = "devserver_writes"
 
 _POSTGRESQL_SETTINGS = {
-    "lock_timeout": f"{WAIT_SECONDS}s",
     "statement_timeout": "60s",
     # Locks that another server holds end with its connection: if it hangs, and if it is cut off.
     "idle_in_transaction_session_timeout": "300s",
@@ -67,12 +66,17 @@ def is_sqlite(url: URL) -> bool:
 
 
 def make_engine(
-    url: URL, connections: int = CONNECTIONS, *, checks_foreign_keys: bool = True
+    url: URL,
+    connections: int = CONNECTIONS,
+    wait_seconds: float = WAIT_SECONDS,
+    *,
+    checks_foreign_keys: bool = True,
 ) -> Engine:
     """Make what opens up to ``connections`` connections, when they are needed.
 
     Args:
         url: as ``parse_database_url`` returns it.
+        wait_seconds: how long to wait for a connection, and then for what others have locked.
         checks_foreign_keys: only on SQLite can it be False. Then tables can be made anew in a
             migration without what refers to their rows being removed.
 
@@ -81,16 +85,16 @@ def make_engine(
     """
     arguments = (
         # The transactions are ours to begin: see _begin.
-        {"timeout": WAIT_SECONDS, "isolation_level": None}
+        {"timeout": wait_seconds, "isolation_level": None}
         if is_sqlite(url)
-        else {**_POSTGRESQL_ARGUMENTS, "options": _postgresql_options(url)}
+        else {**_POSTGRESQL_ARGUMENTS, "options": _postgresql_options(url, wait_seconds)}
     )
     try:
         engine = create_engine(
             url,
             pool_size=connections,
             max_overflow=0,
-            pool_timeout=WAIT_SECONDS,
+            pool_timeout=wait_seconds,
             pool_pre_ping=not is_sqlite(url),
             connect_args=arguments,
         )
@@ -104,10 +108,11 @@ def make_engine(
     return engine
 
 
-def _postgresql_options(url: URL) -> str:
+def _postgresql_options(url: URL, wait_seconds: float) -> str:
     """Return the settings of a session, as options; what the URL says goes over ours."""
-    ours = " ".join(f"-c {name}={value}" for name, value in _POSTGRESQL_SETTINGS.items())
-    return " ".join([ours, *url.normalized_query.get("options", ())])
+    settings = {"lock_timeout": f"{round(wait_seconds * 1000)}ms", **_POSTGRESQL_SETTINGS}
+    ours = [f"-c {name}={value}" for name, value in settings.items()]
+    return " ".join([*ours, *url.normalized_query.get("options", ())])
 
 
 def _configure(connection: sqlite3.Connection, _: Any) -> None:
