@@ -172,6 +172,25 @@ def test_temporary_files_go_after_a_day(uploads: StoredUploads) -> None:
     assert {path.name for path in spool.iterdir()} == {"fresh", "directory", "link"}
 
 
+def test_a_lease_that_is_just_prolonged_is_not_waited_for(
+    postgres_url: str, storage: BlobStorage
+) -> None:
+    database = Database(postgres_url)
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    prolonged = uploads.send(b"prolonged")
+    for data in (b"prolonged", b"over"):
+        uploads.send(data)
+        uploads.add_debug_file(data.decode(), [data])
+    uploads.later = 2 * DAY
+    with ThreadPoolExecutor() as pool, database.writing() as connection:
+        expires_at = time.time() + 30 * DAY
+        is_it = leases.c.checksum == prolonged
+        connection.execute(leases.update().where(is_it).values(expires_at=expires_at))
+        assert pool.submit(uploads.collect).result(SECONDS).leases == 1
+    assert uploads.count(leases) == 1
+    database.close()
+
+
 def test_more_than_a_page_of_everything_goes(
     uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
