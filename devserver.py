@@ -20,14 +20,7 @@ import click
 
 from artifacts.archive_files import ArchiveFiles
 from artifacts.archive_url import ArchiveUrl, BuildName
-from artifacts.blobs.api import BlobsApi
-from artifacts.blobs.assembly import Assembler
-from artifacts.blobs.chunk_upload import ChunkUploads
-from artifacts.blobs.published_builds_api import PublishedBuildsApi
-from artifacts.blobs.store_source import StoreSource
-from artifacts.blobs.upkeep import Upkeep
-from artifacts.blobs.upkeep_api import UpkeepApi
-from artifacts.blobs.uploads import Uploads
+from artifacts.blobs.upload_service import UploadService
 from artifacts.build import Build
 from artifacts.catalog import Catalog
 from artifacts.catalog_file import CatalogError
@@ -74,14 +67,11 @@ from artifacts.serving.http_server import HttpServer
 from artifacts.serving.members_api import ExtractApi, MembersApi
 from artifacts.serving.nginx_log import NginxLog
 from artifacts.serving.static_files import StaticFiles
-from artifacts.serving.upload_protocol import UploadProtocol
 from artifacts.serving.waiting import Wait
 from artifacts.sources.registry import Sources
 from artifacts.sources.transport import Timeouts
 from artifacts.staging import Staging
-from artifacts.symbols.api import DebugFilesApi
-from artifacts.symbols.debug_files import DebugFiles
-from artifacts.symbols.inspection import Inspector
+from artifacts.symbols.symbols import Symbols
 from artifacts.timers import Timers
 from artifacts.tokens import PUBLISH
 from artifacts.unpack_limits import UnpackLimits
@@ -130,9 +120,9 @@ class Lab:
                     parts.parse_archive_url,
                     parts.config.wait_timeout,
                 ),
-                upkeep=UpkeepApi(parts.upkeep, parts.uploads.tokens, parts.secret),
+                upkeep=parts.upload_service.upkeep_api,
             ),
-            **{"0": parts.upload_protocol},
+            **{"0": parts.upload_service.protocol},
             fileinfo=FileInfo(parts.staging, parts.threads, parts.config.wait_timeout),
         )
 
@@ -311,7 +301,7 @@ class Lab:
         except OSError as error:
             problems.append(f"cannot write to {self._staging.directory}: {error.strerror}")
         try:
-            self._parts.uploads.database.check()
+            self._parts.upload_service.uploads.database.check()
         except DatabaseUnavailable as error:
             problems.append(error.message)
         if self._downloads.is_closed:
@@ -386,10 +376,17 @@ class Parts:
             if config.nginx_log is not None:
                 undo.callback(NginxLog(config.nginx_log, self._note_use).close)
             timeouts = Timeouts(config.connect_timeout, config.stall_timeout)
-            self.uploads = Uploads(config)
-            undo.callback(self.uploads.close)
-            store = StoreSource(self.uploads.database, self.uploads.blobs)
-            self.sources = Sources(self._allow_list, timeouts, config.max_connections, store)
+            timers = Timers(
+                "upload-watch", _UPLOAD_WATCH_THREADS, _UPLOAD_WATCH_THREADS_FOR_ONE_ARCHIVE
+            )
+            undo.callback(lambda: timers.close(timeout_seconds=1))
+            self.secret = new_secret()
+            self.upload_service = UploadService(config, timers, self.secret)
+            undo.callback(self.upload_service.close)
+            undo.callback(Symbols(self.upload_service, timers).close)
+            self.sources = Sources(
+                self._allow_list, timeouts, config.max_connections, self.upload_service.source
+            )
             undo.callback(self.sources.close)
             self.connections = Workers("connection", config.max_connections)
             # A read that hangs ends with the process.
@@ -398,10 +395,6 @@ class Parts:
             undo.callback(lambda: writeback.close(timeout_seconds=5))
             self.threads = Workers("staging", _STAGING_THREADS)
             undo.callback(lambda: self.threads.close(timeout_seconds=5))
-            timers = Timers(
-                "upload-watch", _UPLOAD_WATCH_THREADS, _UPLOAD_WATCH_THREADS_FOR_ONE_ARCHIVE
-            )
-            undo.callback(lambda: timers.close(timeout_seconds=1))
             equipment = Equipment(
                 self.staging,
                 self.sources,
@@ -422,11 +415,6 @@ class Parts:
                 self.on_demand = OnDemand(archive_root, equipment, self.downloads)
                 undo.callback(self.on_demand.close)
             self.members = self._make_members(equipment, undo)
-            self.upkeep = Upkeep(self.uploads, timers)
-            undo.callback(lambda: self.upkeep.close(timeout_seconds=5))
-            self.secret = new_secret()
-            self.upload_protocol = UploadProtocol(self.uploads.tokens)
-            self._take_uploads(timers, undo)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()
@@ -452,23 +440,6 @@ class Parts:
         extractions = Extractions(temporary, self.staging.space, equipment.timers)
         undo.callback(extractions.close)
         return Members(archive_files, extractions, workers, equipment.unpack_limits)
-
-    def _take_uploads(self, timers: Timers, undo: contextlib.ExitStack) -> None:
-        chunk_uploads = ChunkUploads(self.uploads.blobs)
-        undo.callback(chunk_uploads.close)
-        blobs_api = BlobsApi(chunk_uploads, self.config.upload_url_prefix)
-        blobs_api.register(self.upload_protocol)
-        inspector = Inspector(timers)
-        undo.callback(inspector.close)
-        uploads, directory = self.uploads, self.config.data_dir.absolute() / "assembling"
-        assembler = Assembler(
-            uploads.database, uploads.blobs, uploads.files, uploads.locks, directory
-        )
-        undo.callback(lambda: assembler.close(timeout_seconds=5))
-        builds = PublishedBuildsApi(uploads.database, uploads.files, assembler)
-        builds.register(self.upload_protocol)
-        debug_files = DebugFiles(uploads.database, uploads.files)
-        DebugFilesApi(debug_files, inspector, assembler).register(self.upload_protocol)
 
     def parse_archive_url(self, text: str) -> ArchiveUrl:
         """Parse an archive URL, or TARGET/BUILD of the archive root, and check that it is allowed.
@@ -506,12 +477,12 @@ class Parts:
     def start(self) -> None:
         self.load.start()
         self.server.start()
-        self.upkeep.start()
+        self.upload_service.start()
 
     def stop(self) -> None:
         """Refuse new work, give what is under way its time, then end everything."""
         deadline = time.monotonic() + self.config.shutdown_timeout
-        self.upkeep.stop()
+        self.upload_service.stop()
         self.downloads.close(self.config.shutdown_timeout)
         self.threads.close(timeout_seconds=5)
         self.server.stop(max(_MIN_ANSWER_SECONDS, deadline - time.monotonic()))
@@ -661,7 +632,9 @@ def _demonstrate(parts: Parts, build: Path) -> None:
     name = BuildName.checked(build.parent.name, build.name)
     archive_url = f"store://{name}"
     try:
-        with Client(server, parts.uploads.tokens.create("demo", [PUBLISH])) as client:
+        with Client(
+            server, parts.upload_service.uploads.tokens.create("demo", [PUBLISH])
+        ) as client:
             click.echo(f"Publishing it as {archive_url} ...", err=True)
             publish(client, name, find_files([build]))
             click.echo(f"Staging {archive_url} ...", err=True)

@@ -51,7 +51,8 @@ class BlobStore:
             StorageError, InsufficientStorage, Busy: it is not.
         """
         with self._locks.holding(checksum):
-            if self._claim(organization, checksum):
+            # Reading first spares those who write their turn.
+            if self.has(checksum) and self._claim(organization, checksum):
                 if spooled is not None:
                     spooled.unlink(missing_ok=True)
                 return True
