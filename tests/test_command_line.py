@@ -41,6 +41,7 @@ def devserver(
         ["serve"],
         ["stage"],
         ["status"],
+        ["publish"],
         ["demo"],
         ["catalog"],
         ["catalog", "check"],
@@ -257,6 +258,7 @@ def test_the_demo_stages_a_build_and_serves_until_ctrl_c() -> None:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "full_payload" in errors and "Traceback" not in errors
+        assert f"Publishing it as store://{NAME}" in errors
     finally:
         watchdog.cancel()
         process.kill()
