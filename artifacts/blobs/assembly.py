@@ -246,7 +246,7 @@ class Assembler:
 
     def _join(self, offer: Offer, parts: tuple[BlobPart, ...], file: IO[bytes] | None) -> int:
         """Check the blobs, and write them to ``file``, if there is one; return their CRC32C."""
-        sha1, crc32c = self._pass.run(parts, file)
+        sha1, crc32c = self._pass.run(parts, offer.checksum, file)
         if sha1 != offer.checksum:
             raise Refused(f"checksum mismatch: the chunks make {sha1}")
         return crc32c

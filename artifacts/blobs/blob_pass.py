@@ -1,4 +1,8 @@
-"""The pass over the blobs of a file that is being assembled: each read and checked once."""
+"""The pass over the blobs of a file that is being assembled: each read once, all of them checked.
+
+What is checked is the file: if it has its checksum, its blobs have theirs. Only if it has not, they
+are read again, to find out whether one of them is damaged.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import IO
 
@@ -20,8 +25,7 @@ from artifacts.errors import shutting_down
 from artifacts.workers import Workers
 
 _BLOCK_BYTES = 1 << 20
-# Blobs that are read while the one before them is written: hashing them takes as long as hashing
-# the file does, and a storage may be far away.
+# Blobs that are read while the one before them is hashed and written: a storage may be far away.
 _BLOBS_AHEAD = 3
 
 
@@ -37,8 +41,12 @@ class BlobPass:
         self._readers = readers
         self._stopped = stopped
 
-    def run(self, parts: Sequence[BlobPart], file: IO[bytes] | None) -> tuple[str, int]:
+    def run(
+        self, parts: Sequence[BlobPart], checksum: str, file: IO[bytes] | None
+    ) -> tuple[str, int]:
         """Write the blobs to ``file``, if there is one; return SHA-1 and CRC32C of all bytes.
+
+        If the SHA-1 is another than ``checksum``, it is not for a damaged blob.
 
         Raises:
             BlobDamaged: one of them is, and has been dropped.
@@ -46,20 +54,30 @@ class BlobPass:
             Busy: the server is shutting down.
             OSError: the file cannot be written.
         """
-        # A lone blob has been hashed when it comes.
-        sha1 = new_sha1() if len(parts) > 1 else None
+        sha1, crc32c = self._run(parts, file, checks_blobs=False)
+        if sha1 != checksum:
+            sha1, _ = self._run(parts, None, checks_blobs=True)
+            if sha1 == checksum:
+                raise StorageError(f"a blob of {checksum} came damaged once, and is whole by now")
+        return sha1, crc32c
+
+    def _run(
+        self, parts: Sequence[BlobPart], file: IO[bytes] | None, *, checks_blobs: bool
+    ) -> tuple[str, int]:
+        sha1 = new_sha1()
         crc32c = 0
-        for blocks in self._read_ahead(parts):
+        for blocks in self._read_ahead(parts, checks_blobs=checks_blobs):
             for block in blocks:
-                if sha1 is not None:
-                    sha1.update(block)
+                sha1.update(block)
                 crc32c = google_crc32c.extend(crc32c, block)
                 if file is not None:
                     file.write(block)
-        return (sha1.hexdigest() if sha1 is not None else parts[0].checksum), crc32c
+        return sha1.hexdigest(), crc32c
 
-    def _read_ahead(self, parts: Sequence[BlobPart]) -> Iterator[list[bytes]]:
-        read = partial(_read_checked, self._blobs)
+    def _read_ahead(
+        self, parts: Sequence[BlobPart], *, checks_blobs: bool
+    ) -> Iterator[list[bytes]]:
+        read = partial(_read, self._blobs, is_checked=checks_blobs)
         coming: deque[tuple[str, Future[list[bytes]]]] = deque()
         left = iter(parts)
         try:
@@ -79,26 +97,22 @@ class BlobPass:
                 future.cancel()
 
 
-def _read_checked(blobs: BlobStore, part: BlobPart) -> list[bytes]:
-    if (blocks := _read(blobs, part)) is not None:
+def _read(blobs: BlobStore, part: BlobPart, *, is_checked: bool) -> list[bytes]:
+    """Return what a blob consists of; raise BlobDamaged if that is seen to be wrong."""
+    sha1 = new_sha1() if is_checked else None
+    blocks = []
+    is_whole = False
+    with suppress(BlobMissing), blobs.open(part.checksum) as opened:
+        size = 0
+        # What is longer than it should be is not read to its end.
+        while size <= part.size and (block := opened.read(_BLOCK_BYTES)):
+            if sha1 is not None:
+                sha1.update(block)
+            blocks.append(block)
+            size += len(block)
+        is_whole = size == part.size and (sha1 is None or sha1.hexdigest() == part.checksum)
+    if is_whole:
         return blocks
     if blobs.drop(part.checksum) is None:
         raise StorageError(f"blob {part.checksum} came damaged once, and is whole by now")
     raise BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
-
-
-def _read(blobs: BlobStore, part: BlobPart) -> list[bytes] | None:
-    """Return what a blob consists of; None for one that is damaged."""
-    sha1 = new_sha1()
-    blocks = []
-    size = 0
-    try:
-        with blobs.open(part.checksum) as opened:
-            # What is longer than it should be is not read to its end.
-            while size <= part.size and (block := opened.read(_BLOCK_BYTES)):
-                sha1.update(block)
-                blocks.append(block)
-                size += len(block)
-    except BlobMissing:
-        return None
-    return blocks if (sha1.hexdigest(), size) == (part.checksum, part.size) else None
