@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -18,10 +20,11 @@ from typing import TYPE_CHECKING
 import pytest
 from faulty_storage import FailingStorage
 from real_servers import S3, S3_PAGE_FILES, emulated_google_storage, emulated_s3
+from running_server import REPOSITORY
 
 from artifacts.blobs.storage import BlobMissing, BlobStorage
 from artifacts.blobs.storages import open_storage
-from artifacts.config import Config
+from artifacts.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from google.cloud import storage as google
@@ -259,3 +262,78 @@ def test_readers_see_a_blob_whole_or_not_at_all_while_it_comes_and_goes(kept: Ke
             one.result(60)
     assert seen <= {checksum, "missing"}
     assert kept.read(checksum) == SOME
+
+
+# --- what a configuration names
+
+NO_STORAGES = [
+    *("s3://", "s3:", "s3://Bad_Bucket!/x", "s3://bucket/../x", "s3://bucket/a?b"),
+    *("http://host/path", "https://host/path", "file:///srv/blobs", "store://a/b", "azure://a/b"),
+    *("s3://bucket/a#b", "s3://bucket/\0", "S4://bucket"),
+]
+
+
+@pytest.mark.parametrize("location", NO_STORAGES)
+def test_what_is_no_storage_is_refused_in_words(tmp_path: Path, location: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_storage(Config(blob_storage=location, data_dir=tmp_path))
+    for word in ("--blob-storage", "a directory", "s3://BUCKET/PREFIX", "gs://BUCKET/PREFIX"):
+        assert word in caught.value.message
+
+
+def test_a_server_says_at_its_start_that_something_is_no_storage(tmp_path: Path) -> None:
+    started = subprocess.run(
+        [
+            *(sys.executable, str(REPOSITORY / "devserver.py"), "--port", "0"),
+            *("--data-dir", str(tmp_path), "--blob-storage", "ftp://host"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == 2, started.stderr
+    assert "--blob-storage: 'ftp://host' is neither" in started.stderr
+    assert "Traceback" not in started.stderr
+
+
+def test_by_default_blobs_are_in_the_data_directory(tmp_path: Path) -> None:
+    storage = open_storage(Config(data_dir=tmp_path))
+    assert storage.spool_directory == tmp_path / "blobs" / ".spool"
+    storage.close()
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://bucket", "gs://bucket/", " S3://bucket//some//prefix/ "]
+)
+def test_a_bucket_is_not_asked_for_anything_at_start(
+    tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where nobody listens.
+    for variable in ("AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    storage = open_storage(Config(blob_storage=location, data_dir=tmp_path))
+    assert storage.spool_directory == tmp_path / "spool"
+    storage.close()
+
+
+def test_a_prefix_may_be_left_out(s3: S3, tmp_path: Path) -> None:
+    bucket = s3.create_bucket(f"blobs-{next(_numbers)}")
+    with opened(f"s3://{bucket.name}", tmp_path) as storage:
+        checksum = Kept(storage, bucket.put).put(SOME)
+    with opened(f"s3://{bucket.name}/{checksum[:2]}", tmp_path) as storage:
+        assert list(storage.list()) == []
+    with opened(f"s3://{bucket.name}/", tmp_path) as storage:
+        assert Kept(storage, bucket.put).checksums() == [checksum]
+        assert Kept(storage, bucket.put).read(checksum) == SOME
+
+
+@pytest.mark.parametrize("library", ["boto3", "botocore", "google.cloud.storage", "google.auth"])
+def test_what_is_not_used_is_not_imported(tmp_path: Path, library: str) -> None:
+    program = (
+        "import sys, pathlib; from artifacts.config import Config; "
+        "from artifacts.blobs.storages import open_storage; "
+        "open_storage(Config(data_dir=pathlib.Path(sys.argv[1]))); "
+        f"assert {library!r} not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=REPOSITORY)

@@ -14,7 +14,7 @@ from artifacts.blobs.remote_blob import RemoteBlob
 from artifacts.blobs.sha1 import is_checksum
 from artifacts.blobs.spool_directory import SpoolDirectory
 from artifacts.blobs.storage import BlobMissing, StorageError, StoredBlob
-from artifacts.errors import ArchiveError, ArchiveFileMissing, ArchiveObjectMissing
+from artifacts.errors import ArchiveError, ArchiveFileMissing, ArchiveObjectMissing, NotAllowed
 from artifacts.retries import RetryLimits, retrying
 from artifacts.sources.http_range import HttpRange
 
@@ -150,7 +150,7 @@ class BucketStorage:
             raise BlobMissing(error.message) from error
         except ArchiveFileMissing as error:
             raise StorageError(
-                f"{error.message}: there is no bucket {self._bucket.url}, or not for this server"
+                f"there is no bucket {self._bucket.url}, or not for this server"
             ) from error
-        except ArchiveError as error:
+        except (ArchiveError, NotAllowed) as error:
             raise StorageError(error.message) from error

@@ -1,4 +1,8 @@
-"""The blob storage ``gs://``: Google Cloud Storage."""
+"""The blob storage ``gs://``: Google Cloud Storage, by its JSON API.
+
+The library knows the credentials. The requests are our own: its uploads hold the whole blob in
+memory, several times, and give it to the connection at once, with one time limit for all of it.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,23 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from datetime import datetime
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import google_crc32c
+import requests
 
 from artifacts.blobs.bucket_storage import Page, StoredObject
-from artifacts.errors import ArchiveFileMissing, ArchiveObjectMissing
+from artifacts.errors import ArchiveFileMissing, ArchiveObjectMissing, TransientArchiveError
 from artifacts.sources.google_connection import GoogleConnection
 from artifacts.sources.http_range import HttpRange
 from artifacts.sources.source import ArchiveFile
 from artifacts.sources.transport import Timeouts
 
-_FIELDS = "items(name,size,updated),nextPageToken"
-_BLOCK_BYTES = 256 << 10
+_FIELDS = "kind,items(name,size,updated),nextPageToken"
+# Each has to be taken within the time for connecting, or that of a stall.
+_BLOCK_BYTES = 64 << 10
 
 
 class GoogleBucket:
@@ -28,7 +35,7 @@ class GoogleBucket:
 
     def __init__(self, name: str, timeouts: Timeouts, max_connections: int) -> None:
         self.url = f"gs://{name}"
-        self._name = name
+        self._path = f"storage/v1/b/{name}/o"
         self._connection = GoogleConnection(timeouts, max_connections, "read_write")
 
     def put(self, key: str, file: BinaryIO, checksum: str) -> None:
@@ -42,38 +49,29 @@ class GoogleBucket:
             "crc32c": base64.b64encode(_crc32c(file)).decode("ascii"),
         }
         body = _RelatedParts(metadata, file)
-        with self._connection.google(f"{self.url}/{key}", "write") as google:
-            from google.api_core.exceptions import from_http_response
-
-            response = google.session.request(
-                "POST",
-                f"{google.endpoint}/upload/storage/v1/b/{self._name}/o?uploadType=multipart",
-                data=body,
-                headers={"Content-Type": body.content_type},
-                timeout=self._connection.timeouts,
-                allow_redirects=False,
-            )
-            if response.status_code != 200:
-                raise from_http_response(response)
+        stored = self._ask(
+            *("POST", f"upload/{self._path}?uploadType=multipart", key, "write"),
+            data=body,
+            headers={"Content-Type": body.content_type},
+        )
+        if stored.get("crc32c") != metadata["crc32c"]:
+            raise self._no_answer(key, "write")
 
     def open(self, key: str, start: int, stop: int | None) -> HttpRange:
         what = f"{self.url}/{key}"
-        path = f"/download/storage/v1/b/{self._name}/o/{quote(key, safe='')}?alt=media"
+        path = f"download/{self._path}/{quote(key, safe='')}?alt=media"
         try:
             with self._connection.google(what) as google:
-                return google.transport.open_range(
-                    google.endpoint + path, what, ArchiveFile(what), start, stop, {}, lambda _: None
-                )
+                url = f"{google.endpoint}/{path}"
+                file = ArchiveFile(what)
+                return google.transport.open_range(url, what, file, start, stop, {}, lambda _: None)
         except ArchiveFileMissing:
             self._check_there(key)
             raise
 
     def delete(self, key: str) -> None:
         try:
-            with self._connection.google(f"{self.url}/{key}", "delete") as google:
-                google.client.bucket(self._name).delete_blob(
-                    key, timeout=self._connection.timeouts, retry=None
-                )
+            self._ask("DELETE", f"{self._path}/{quote(key, safe='')}", key, "delete")
         except ArchiveFileMissing:
             self._check_there(key)
 
@@ -88,20 +86,48 @@ class GoogleBucket:
         raise ArchiveObjectMissing(f"the archive has no {self.url}/{key}")
 
     def list(self, prefix: str, page: str | None) -> Page:
-        with self._connection.google(f"{self.url}/{prefix}", "list") as google:
-            found = google.client.list_blobs(
-                self._name,
-                prefix=prefix,
-                fields=_FIELDS,
-                page_token=page,
-                timeout=self._connection.timeouts,
-                retry=None,
+        wanted = {"prefix": prefix, "fields": _FIELDS}
+        if page is not None:
+            wanted["pageToken"] = page
+        answer = self._ask("GET", self._path, prefix, "list", params=wanted)
+        if answer.get("kind") != "storage#objects":
+            raise self._no_answer(prefix, "list")
+        objects = [
+            StoredObject(
+                found["name"],
+                int(found["size"]),
+                datetime.fromisoformat(found["updated"]).timestamp(),
             )
-            objects = [
-                StoredObject(blob.name, blob.size, blob.updated.timestamp())
-                for blob in next(found.pages, ())
-            ]
-            return Page(objects, found.next_page_token)
+            for found in answer.get("items", ())
+        ]
+        return Page(objects, answer.get("nextPageToken") or None)
+
+    def _ask(
+        self, method: str, path: str, key: str, doing: str, **request: Any
+    ) -> Mapping[str, Any]:
+        """Send a request, and return what the JSON of the answer says; nothing, if there is none.
+
+        ``request`` is what requests takes besides.
+        """
+        with self._connection.google(f"{self.url}/{key}", doing) as google:
+            from google.api_core.exceptions import from_http_response
+
+            response: requests.Response = google.session.request(
+                method,
+                f"{google.endpoint}/{path}",
+                timeout=self._connection.timeouts,
+                allow_redirects=False,
+                **request,
+            )
+            if response.status_code not in {200, 204}:
+                raise from_http_response(response)
+            told = response.json() if response.content else {}
+        return told if isinstance(told, dict) else {}
+
+    def _no_answer(self, key: str, doing: str) -> TransientArchiveError:
+        return TransientArchiveError(
+            f"cannot {doing} {self.url}/{key}: what answers is not Google Storage"
+        )
 
     def close(self) -> None:
         self._connection.close()
@@ -117,10 +143,9 @@ def _crc32c(file: BinaryIO) -> bytes:
 
 
 class _RelatedParts:
-    """An object behind its metadata, in one request (multipart/related, RFC 2387).
+    """An object behind its metadata, in one body (multipart/related, RFC 2387).
 
-    The library would hold the whole in memory, several times, and give it to the connection in one
-    piece, with one time limit for all of it. Whoever sends this again gets it from the beginning.
+    Whoever sends it again gets it from its beginning.
     """
 
     def __init__(self, metadata: Mapping[str, str], file: BinaryIO) -> None:

@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar
 from artifacts.errors import ArchiveError, ArchiveRangeMissing
 from artifacts.sources.http_range import HttpRange
 
+# However far each try gets: a blob is no more than a few seconds' reading.
+_MAX_CUTS = 5
 _Result = TypeVar("_Result")
 
 
@@ -34,6 +36,7 @@ class RemoteBlob:
         self._position = start
         self._stop = stop
         self._opened: HttpRange | None = None
+        self._cuts = 0
         self._trying(self._open_first)
 
     def _open_first(self) -> None:
@@ -75,8 +78,11 @@ class RemoteBlob:
         assert self._opened is not None
         try:
             return self._opened.read(max_bytes)
-        except ArchiveError:
+        except ArchiveError as error:
             self.close()
+            self._cuts += 1
+            if self._cuts > _MAX_CUTS:
+                raise ArchiveError(f"{error.message} (after {_MAX_CUTS} cuts)") from error
             raise
 
     def close(self) -> None:

@@ -23,14 +23,20 @@ class S3Bucket:
         self._connection = S3Connection(timeouts, max_connections)
 
     def put(self, key: str, file: BinaryIO, checksum: str) -> None:
+        what = f"{self.url}/{key}"
         file.seek(0)
-        with self._connection.client(f"{self.url}/{key}", "write") as client:
-            client.put_object(
+        with self._connection.client(what, "write") as client:
+            answer = client.put_object(
                 Bucket=self._name,
                 Key=key,
                 Body=file,
                 # S3 refuses other bytes than these, and hashing once more is spared.
                 ChecksumSHA1=base64.b64encode(bytes.fromhex(checksum)).decode("ascii"),
+            )
+        if not answer.get("ETag"):
+            # Anybody on the way may say 200.
+            raise TransientArchiveError(
+                f"cannot write {what}: {self._connection.host} did not answer as S3 does"
             )
 
     def open(self, key: str, start: int, stop: int | None) -> HttpRange:

@@ -29,18 +29,18 @@ class SpoolDirectory:
         with contextlib.ExitStack() as undo:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-                undo.callback(self.close)
-                if _locked(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                undo.callback(os.close, descriptor)
+                if _locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     _empty(directory)
                 # Waits at most for another one that empties it.
-                _locked(self._descriptor, fcntl.LOCK_SH)
+                _locked(descriptor, fcntl.LOCK_SH)
             except OSError as error:
                 raise storage_error(error, str(directory)) from error
-            undo.pop_all()
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._undo.close()
 
 
 def _empty(directory: Path) -> None:

@@ -26,7 +26,7 @@ def open_storage(config: Config) -> BlobStorage:
         ConfigError: what it names is no storage.
         DevserverError: a directory cannot be used.
     """
-    location = config.blob_storage or str(config.data_dir / "blobs")
+    location = (config.blob_storage or "").strip() or str(config.data_dir / "blobs")
     if _SCHEME.match(location) is None:
         return DirectoryStorage(Path(location).absolute())
     # Each is imported by who uses it: the others' starts stay fast.

@@ -18,15 +18,24 @@ import requests
 from artifacts.archive_url import AllowList
 from artifacts.errors import ArchiveError, ArchiveFileMissing, TransientArchiveError
 from artifacts.sources.bare_session import REQUEST_HEADERS
-from artifacts.sources.connection_errors import connection_error
-from artifacts.sources.transport import Timeouts, Transport, retry_after_seconds
+from artifacts.sources.connection_errors import connection_error, host_of
+from artifacts.sources.transport import (
+    TRANSIENT_STATUSES,
+    Timeouts,
+    Transport,
+    retry_after_seconds,
+)
 
 if TYPE_CHECKING:
+    from google.api_core.exceptions import GoogleAPICallError
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
 _ENDPOINT = "https://storage.googleapis.com"
 _SCOPES = "https://www.googleapis.com/auth/devstorage"
+# Without it the library asks for the bucket as well, on threads of its own and for a right that
+# reading and writing objects does not want (googleapis/google-cloud-python, issue 17650).
+_NO_QUESTIONS_OF_ITS_OWN = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class GoogleConnection:
             ArchiveError: any other refusal; the credentials are none.
         """
         from google.api_core import exceptions
-        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.auth.exceptions import GoogleAuthError, InvalidOperation, TransportError
 
         endpoint = _ENDPOINT
         try:
@@ -81,14 +90,24 @@ class GoogleConnection:
             yield google
         except exceptions.NotFound as error:
             raise ArchiveFileMissing(f"the archive has no {what}") from error
-        except (exceptions.TooManyRequests, exceptions.ServerError) as error:
-            headers = getattr(error.response, "headers", {})
+        except exceptions.GoogleAPICallError as error:
+            message = f"cannot {doing} {what}: {host_of(endpoint)} {_answer_in_words(error)}"
+            if error.code not in TRANSIENT_STATUSES:
+                raise ArchiveError(message) from error
+            after = retry_after_seconds(getattr(error.response, "headers", {}))
+            raise TransientArchiveError(message, retry_after_seconds=after) from error
+        except requests.exceptions.JSONDecodeError as error:
             raise TransientArchiveError(
-                f"cannot {doing} {what}: {error}",
-                retry_after_seconds=retry_after_seconds(headers),
+                f"cannot {doing} {what}: {host_of(endpoint)} did not answer as Google Storage does"
             ) from error
         except (requests.RequestException, OSError, TransportError) as error:
             raise connection_error(error, what, endpoint, self.timeouts, doing=doing) from error
+        except InvalidOperation as error:
+            # What the library says when it is to renew credentials that there are none of.
+            raise ArchiveError(
+                f"cannot {doing} {what}: {host_of(endpoint)} wants credentials, and this server "
+                "has none"
+            ) from error
         except (exceptions.GoogleAPIError, GoogleAuthError, ValueError) as error:
             kind = TransientArchiveError if getattr(error, "retryable", False) else ArchiveError
             raise kind(f"cannot {doing} {what}: {error}") from error
@@ -108,6 +127,11 @@ class GoogleConnection:
         with self._lock:
             if self._made is not None:
                 self._made.transport.close()
+
+
+def _answer_in_words(error: GoogleAPICallError) -> str:
+    told = [one["message"] for one in error.errors if isinstance(one, dict) and "message" in one]
+    return ": ".join([f"answered {error.code:d}", *told[:1]])
 
 
 class _GoogleSession:
@@ -134,6 +158,7 @@ def _connect(timeouts: Timeouts, max_connections: int, scope: str) -> Google:
     from google.auth.transport.requests import AuthorizedSession
     from google.cloud import storage
 
+    os.environ.setdefault(_NO_QUESTIONS_OF_ITS_OWN, "true")
     credentials: Any
     project: str | None
     if os.environ.get("STORAGE_EMULATOR_HOST"):
