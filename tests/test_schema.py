@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from test_command_line import devserver
 from artifacts.database import schema
 from artifacts.database.database import Database, DatabaseUnavailable
 from artifacts.database.engine import parse_database_url
-from artifacts.database.tables import metadata
+from artifacts.database.tables import blobs, metadata, owners
 from artifacts.errors import DevserverError
 
 _OPENING = """\
@@ -167,11 +169,75 @@ def test_a_migration_that_fails_leaves_nothing_and_says_why(
     assert inspect(engine).get_table_names() == ["tokens"]
 
 
-def test_the_log_says_what_was_done_to_the_schema(
-    database_url: str, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def newer_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Make this program one that has another migration, which begins with what is given."""
+
+    def become(statements: str) -> None:
+        migrations = tmp_path / "migrations"
+        shutil.copytree(schema._MIGRATIONS, migrations)
+        (migrations / "versions" / "next.py").write_text(
+            _MIGRATION.format(head=schema.HEAD, statements=statements)
+        )
+        monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
+        monkeypatch.setattr(schema, "HEAD", "next")
+
+    return become
+
+
+_MIGRATION = """\
+import sqlalchemy as sa
+from alembic import op
+
+revision = "next"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    {statements}
+    with op.batch_alter_table("blobs") as table:
+        table.alter_column("size", nullable=True)
+        table.add_column(sa.Column("note", sa.Text(), nullable=True))
+"""
+
+
+def test_a_database_of_an_older_program_is_brought_up_to_date_with_all_that_is_in_it(
+    database_url: str,
+    newer_program: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    record_a_blob(database_url)
+    newer_program("pass")
+    head = schema.HEAD
     with caplog.at_level(logging.INFO):
-        Database(database_url).close()
+        newer = Database(database_url)
         Database(database_url).close()
     told = [record.message for record in caplog.records if "artifacts" in record.name]
-    assert told == [f"brought the database from schema none to {schema.HEAD}"]
+    assert told == [f"brought the database from schema 0001 to {head}"]
+    with newer.reading() as connection:
+        assert connection.execute(text("SELECT note FROM blobs")).all() == [(None,)]
+        assert connection.execute(text("SELECT organization FROM owners")).all() == [("lab",)]
+    newer.close()
+
+
+def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(
+    database_url: str, engine: Engine, newer_program: Callable[[str], None]
+) -> None:
+    record_a_blob(database_url)
+    before = description(engine)
+    newer_program("op.drop_table('leases'); op.drop_table('nonsense')")
+    with pytest.raises(DatabaseUnavailable, match="nonsense"):
+        Database(database_url)
+    assert description(engine) == before
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT organization FROM owners")).all() == [("lab",)]
+        version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    assert version == "0001"
+
+
+def record_a_blob(database_url: str) -> None:
+    checksum = "a" * 40
+    with contextlib.closing(Database(database_url)) as database, database.writing() as connection:
+        blob = {"checksum": checksum, "size": 1, "stored_at": 1.0}
+        connection.execute(blobs.insert(), blob)
+        connection.execute(owners.insert(), {"checksum": checksum, "organization": "lab"})

@@ -26,7 +26,7 @@ from artifacts.database.engine import (
     make_engine,
     parse_database_url,
 )
-from artifacts.database.schema import HEAD, schema_version, upgrade_schema
+from artifacts.database.schema import is_up_to_date, schema_version, upgrade_schema
 from artifacts.errors import Busy
 from artifacts.fair_lock import FairLock
 
@@ -78,7 +78,7 @@ class Database:
     def _bring_up_to_date(self) -> None:
         try:
             with self._engine.begin() as connection:
-                if schema_version(connection) == HEAD:
+                if is_up_to_date(connection):
                     return
             engine = make_engine(self.url, connections=1, checks_foreign_keys=False)
             try:

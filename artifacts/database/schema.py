@@ -29,6 +29,11 @@ def schema_version(connection: Connection) -> str | None:
     return connection.execute(select(_version_table.c.version_num)).scalar()
 
 
+def is_up_to_date(connection: Connection) -> bool:
+    """Return whether a database has the schema of this program."""
+    return schema_version(connection) == HEAD
+
+
 def upgrade_schema(connection: Connection) -> None:
     """Bring a database up to ``HEAD``, within a transaction that writes.
 
