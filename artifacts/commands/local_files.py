@@ -77,9 +77,11 @@ class LocalChunk:
     size: int
     checksum: str
 
-    def read(self) -> bytes:
+    def read(self) -> bytearray:
         """Return its bytes; raise DevserverError if they are not what they were."""
-        data = b"".join(self.file.blocks(self.start, self.start + self.size))
+        data = bytearray()
+        for block in self.file.blocks(self.start, self.start + self.size):
+            data += block
         if new_sha1(data).hexdigest() != self.checksum:
             raise self.file.changed()
         return data
