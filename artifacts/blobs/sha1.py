@@ -10,7 +10,7 @@ from artifacts.errors import BadRequest
 _CHECKSUM = re.compile(r"[0-9a-f]{40}")
 
 
-def new_sha1(data: bytes = b"") -> hashlib._Hash:
+def new_sha1(data: bytes | bytearray = b"") -> hashlib._Hash:
     return hashlib.sha1(data, usedforsecurity=False)
 
 
