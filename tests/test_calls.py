@@ -400,6 +400,7 @@ def test_a_file_tells_its_size_and_sha256(server: RunningServer, sample_archive:
         b"GET /health HTTP/1.1\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\nCookie: (a)=b\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: =?bogus?q?x?=\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: half =?utf-8?q?x?=\r\n\r\n",
     ],
 )
 def test_malformed_headers_are_refused_in_one_line(server: RunningServer, head: bytes) -> None:

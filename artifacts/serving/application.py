@@ -57,7 +57,8 @@ class _Request(cherrypy._cprequest.Request):
     def process_headers(self) -> None:
         try:
             super().process_headers()
-        except (LookupError, ValueError) as error:
+        # TypeError: of one that is encoded in part (RFC 2047).
+        except (LookupError, TypeError, ValueError) as error:
             raise cherrypy.HTTPError(400, "a header is malformed") from error
 
 
