@@ -21,9 +21,11 @@ from pathlib import Path
 import pytest
 from archive_proxy import ArchiveProxy
 from archive_server import ArchiveServer, Fault
+from conftest import Serve
 from polling import wait_until
 from real_servers import S3, S3_PAGE_FILES, emulated_google_storage, emulated_s3
 from source_calls import assert_is_for_people
+from upload_client import UploadClient, blobs_on_record, chunk
 
 from artifacts.blobs import bucket_storage
 from artifacts.blobs.storage import BlobMissing, BlobStorage, StorageError
@@ -495,3 +497,55 @@ def test_a_connection_is_used_again(remote: Remote) -> None:
         remote.checksums()
         remote.storage.delete(OTHER)
     assert remote.proxy.connection_count == connections_before
+
+
+# --- behind a server
+
+
+@every_remote
+def test_a_server_says_to_uploaders_what_is_wrong_with_its_bucket(
+    serve: Serve, remote: Remote
+) -> None:
+    remote.proxy.down()
+    server = serve("--blob-storage", remote.location)
+    assert server.get("/health").status_code == 200
+    client = UploadClient(server)
+    remote.proxy.up()
+    remote.proxy.misbehave("*", Fault(status=403))
+    refused = client.send(chunk(b"other"))
+    assert (refused.status_code, list(refused.json())) == (503, ["detail"])
+    assert "answered 403" in refused.json()["detail"]
+    assert blobs_on_record(server) == set()
+
+    remote.proxy.behave()
+    assert client.send(chunk(b"other"), chunk(b"another")).status_code == 200
+    assert OTHER in remote.checksums()
+    assert OTHER in blobs_on_record(server)
+    spool = server.directory / "data" / "spool"
+    wait_until(lambda: list(spool.iterdir()) == [])
+
+    remote.proxy.down()
+    assert client.send(chunk(b"other")).status_code == 200  # it is there
+    lost = client.send(chunk(b"lost"))
+    assert (lost.status_code, "refused" in lost.json()["detail"]) == (503, True)
+
+
+@only_s3
+def test_a_server_that_is_killed_leaves_an_empty_spool_behind_its_next_start(
+    serve: Serve, remote: Remote
+) -> None:
+    server = serve("--blob-storage", remote.location)
+    client = UploadClient(server)
+    spool = server.directory / "data" / "spool"
+    remote.proxy.misbehave("*", Fault(take_only=1, hold=threading.Event()))
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(client.send, chunk(CONTENT[::-1]))
+        wait_until(lambda: len(list(spool.iterdir())) == 1)
+        server.kill()
+        assert sending.exception(60) is not None
+    assert len(list(spool.iterdir())) == 1
+    remote.proxy.behave()
+
+    again = serve("--blob-storage", remote.location)
+    assert list(spool.iterdir()) == []
+    assert UploadClient(again).send(chunk(CONTENT[::-1])).status_code == 200
