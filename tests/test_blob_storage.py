@@ -213,6 +213,7 @@ def test_what_is_no_blob_is_passed_over(kept: Kept) -> None:
     for foreign in (
         *("readme", "ab/readme", f"{checksum[:2]}/{checksum[2:]}.old", f"ab/{checksum}"),
         *(f"{checksum[:2]}/{checksum[2:].upper()}x", f"abc/{checksum[3:]}", f"x/{name}"),
+        f"{checksum[:2]}-{checksum[2:]}",
     ):
         kept.put_beside(f"some/prefix/{foreign}", b"foreign")
     kept.put_beside(f"some/{name}", b"foreign")
