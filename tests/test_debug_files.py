@@ -263,6 +263,8 @@ def test_a_file_whose_process_ends_is_an_error_told_once_and_can_be_tried_again(
     assert client.send(chunk(content)).status_code == 200
     (process,) = inspecting(server_process(client.server))
     process.suspend()
+    # Until then it may still read.
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
     offer = {sha1_of(content): {"name": "thing", "chunks": [sha1_of(content)]}}
     assert client.ask(client.difs, offer)[sha1_of(content)]["state"] == "assembling"
     wait_until(lambda: unread_bytes(process) > 0)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from assemble_client import CRASH_LAB, DEBUG_ID, AssembleClient, crash_lab
 from conftest import missing_tool
 from made_debug_files import breakpad
 from polling import wait_until
-from running_server import RunningServer
+from running_server import REPOSITORY, RunningServer
 from upload_client import blob_directory, make_token, sha1_of
 
-from artifacts.tokens import READ
+from artifacts.tokens import PUBLISH, READ
 
 CHUNKS = "/api/0/organizations/lab/chunk-upload/"
 END_SECONDS = 120
@@ -74,13 +75,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def token(server: RunningServer) -> str:
+    """A token as an operator makes it."""
+    command = [sys.executable, str(REPOSITORY / "devserver.py"), "token", "create"]
+    options = ["--org", "lab", "--scope", PUBLISH, "--data-dir", str(server.directory / "data")]
+    made = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    return made.stdout.strip()
+
+
 @pytest.fixture
-def sentry_cli(server: RunningServer, tmp_path: Path) -> Iterator[SentryCli]:
+def sentry_cli(server: RunningServer, token: str, tmp_path: Path) -> Iterator[SentryCli]:
     program = shutil.which("sentry-cli")
     if program is None:
         missing_tool("sentry-cli")
     assert program is not None
     client = AssembleClient(server)
+    client.token = token
     client.project = f"project-{uuid.uuid4().hex}"
     home = tmp_path / "home"
     home.mkdir()
