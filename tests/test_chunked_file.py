@@ -25,7 +25,7 @@ from artifacts.blobs.chunked_file import ChunkedFile
 from artifacts.blobs.chunked_files import ChunkedFiles
 from artifacts.blobs.files import AssembledFile, parts_of
 from artifacts.blobs.storage import BlobMissing, StorageError
-from artifacts.errors import ArchiveError, DevserverError
+from artifacts.errors import ArchiveError, ArchiveFileChanged, DevserverError
 from artifacts.fetch import FetchLimits
 from artifacts.retries import RetryLimits
 from artifacts.workers import Workers
@@ -298,8 +298,8 @@ def test_a_damaged_blob_is_told_and_dropped_and_fine_once_it_is_sent_again(
     checksum = damage(stored, added, 2)
     kind: type[DevserverError] = ArchiveError if prefetch else BlobDamaged
     with (
-        chunked_files.open(added, prefetch=prefetch) as file,
         pytest.raises(kind, match=f"{checksum} is damaged"),
+        chunked_files.open(added, prefetch=prefetch) as file,
     ):
         file.read()
     assert stored.files.missing_blobs(added) == [checksum]
@@ -318,8 +318,8 @@ def test_a_shortened_blob_is_a_damaged_one(
     checksum = added.parts[0].checksum
     os.truncate(stored.path_of(checksum), MIB - 1)
     with (
-        chunked_files.open(added, prefetch=prefetch) as file,
         pytest.raises(DevserverError, match=f"{checksum} is damaged"),
+        chunked_files.open(added, prefetch=prefetch) as file,
     ):
         file.read()
     assert stored.files.missing_blobs(added) == [checksum]
@@ -334,8 +334,8 @@ def test_a_lost_blob_is_told_and_asked_for_again(
     stored.path_of(checksum).unlink()
     kind: type[DevserverError] = ArchiveError if prefetch else BlobMissing
     with (
-        chunked_files.open(added, prefetch=prefetch) as file,
         pytest.raises(kind, match=checksum),
+        chunked_files.open(added, prefetch=prefetch) as file,
     ):
         file.read()
     assert stored.files.missing_blobs(added) == [checksum]
@@ -364,8 +364,8 @@ def test_a_storage_that_fails_is_told_and_nothing_is_dropped(
     trouble = Trouble(error=StorageError("the storage does not answer"))
     stored.storage.misbehave("open", trouble, checksum=added.parts[2].checksum)
     with (
-        chunked_files.open(added, prefetch=prefetch) as file,
         pytest.raises(DevserverError, match="does not answer"),
+        chunked_files.open(added, prefetch=prefetch) as file,
     ):
         file.read()
     assert stored.files.missing_blobs(added) == []
@@ -408,13 +408,28 @@ def test_closing_ends_the_fetch_and_removes_its_file(
     assert not list(temporary.iterdir())
 
 
+def test_bytes_that_came_damaged_once_never_come_to_an_end_and_nothing_is_dropped(
+    stored: StoredFiles, chunked_files: ChunkedFiles
+) -> None:
+    added = stored.add(CONTENT, SIZES)
+    hold = threading.Event()
+    stored.storage.misbehave("open", Trouble(hold=hold, flip_at=1000), times=1)
+    with chunked_files.open(added, prefetch=True) as file:
+        hold.set()
+        with pytest.raises(ArchiveFileChanged, match="open it again"):
+            file.read()
+    assert stored.files.missing_blobs(added) == []
+    with chunked_files.open(added, prefetch=True) as file:
+        assert file.read() == CONTENT
+
+
 def test_wrong_bytes_that_no_blob_tells_never_come_to_an_end(
     stored: StoredFiles, chunked_files: ChunkedFiles, temporary: Path
 ) -> None:
     added = replace(stored.add(CONTENT, SIZES), crc32c=1)
     with (
-        chunked_files.open(added, prefetch=True) as file,
         pytest.raises(ArchiveError, match=r"wrong bytes|CRC32C"),
+        chunked_files.open(added, prefetch=True) as file,
     ):
         file.read()
     assert not list(temporary.iterdir())

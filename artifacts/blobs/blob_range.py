@@ -1,4 +1,4 @@
-"""Reading part of an assembled file, blob after blob, each checked against its name."""
+"""Reading part of an assembled file, blob after blob, each checked against its name if need be."""
 
 from __future__ import annotations
 
@@ -29,12 +29,22 @@ class BlobRange:
     its name says. What turns out to be damaged, or gone, is dropped: it will be asked for again.
     """
 
-    def __init__(self, blobs: BlobStore, parts: Sequence[BlobPart], start: int, stop: int) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        parts: Sequence[BlobPart],
+        start: int,
+        stop: int,
+        *,
+        checks_blobs: bool = True,
+    ) -> None:
         """Open the blob that has the byte at ``start``.
 
         Args:
             parts: those of the file, in order; at least the ones that have bytes of the range.
             stop: not behind the end of the file.
+            checks_blobs: False for those who check the bytes of the file by themselves: hashing
+                takes longer than reading. Of blobs, only their lengths are checked then.
 
         Raises:
             BlobMissing: the blob is lost, and has to be sent again.
@@ -44,6 +54,7 @@ class BlobRange:
         self.stop = stop
         self._blobs = blobs
         self._parts = parts
+        self._checks_blobs = checks_blobs
         self._index = bisect_right(parts, start, key=lambda part: part.offset) - 1
         self._opened: OpenedBlob | None = None
         self._sha1: hashlib._Hash | None = None  # of a blob that is read whole
@@ -99,7 +110,8 @@ class BlobRange:
     def _open_blob(self, part: BlobPart) -> OpenedBlob:
         start = self.position - part.offset
         stop = min(self.stop - part.offset, part.size)
-        self._sha1 = new_sha1() if (start, stop) == (0, part.size) else None
+        is_whole = (start, stop) == (0, part.size)
+        self._sha1 = new_sha1() if is_whole and self._checks_blobs else None
         try:
             return self._blobs.open(part.checksum, start, stop)
         except BlobMissing:
@@ -112,6 +124,22 @@ class BlobRange:
     def _damaged(self, part: BlobPart) -> StorageError:
         self.close()
         if self._blobs.drop(part.checksum) is not None:
-            return BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
+            return _told_damaged(part)
         # It is whole when read once more, or others have found it damaged, and dropped it.
         return StorageError(f"blob {part.checksum} came damaged")
+
+
+def drop_damaged(blobs: BlobStore, parts: Sequence[BlobPart]) -> None:
+    """Check the blobs of a file that came with wrong bytes; drop those that are damaged or lost.
+
+    Raises:
+        BlobDamaged: there is such a blob.
+        StorageError: the storage fails; another try may not.
+    """
+    damaged = [part for part in parts if blobs.drop(part.checksum) is not None]
+    if damaged:
+        raise _told_damaged(damaged[0])
+
+
+def _told_damaged(part: BlobPart) -> BlobDamaged:
+    return BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")

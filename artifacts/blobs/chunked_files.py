@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.archive_url import ArchiveUrl
+from artifacts.blobs.blob_range import drop_damaged
 from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.chunked_file import ChunkedFile, SeekableReader
 from artifacts.blobs.files import AssembledFile
-from artifacts.blobs.store_range import StoreRange, part_bytes
+from artifacts.blobs.store_range import StoreRange, archive_errors, part_bytes
 from artifacts.checksums import Checksums
 from artifacts.errors import ArchiveFileChanged
 from artifacts.fetch import Fetch, FetchLimits
@@ -50,7 +51,8 @@ class ChunkedFiles:
         Args:
             prefetch: read several blobs at a time, into a temporary file, from now on until all are
                 there or the file is closed. It is read while it fills; its last bytes come once all
-                are verified. Reading raises what the fetch fails with.
+                are verified: by the file's CRC32C, and by each blob's SHA-1 only if that is
+                another. Opening and reading raise what the fetch fails with.
         """
         if not prefetch:
             return ChunkedFile(self._blobs, file)
@@ -102,6 +104,8 @@ class _FetchReader(SeekableReader):
         try:
             yield
         except FetchRestarted as error:
+            # It has failed meanwhile, or will, if the blobs are to blame.
+            self._fetch.open_reader().close()
             raise ArchiveFileChanged(
                 f"wrong bytes came of the file {self._fetch.name}; open it again"
             ) from error
@@ -118,14 +122,24 @@ class _FileSource:
         return [_describe(self._file)]
 
     def stat(self, archive_url: ArchiveUrl, name: str) -> ArchiveFile:
+        # Asked for when wrong bytes have come: to read them again is of no use if they are damaged.
+        with archive_errors(f"{archive_url}/{name}"):
+            drop_damaged(self._blobs, self._file.parts)
         return _describe(self._file)
 
     def open(
         self, archive_url: ArchiveUrl, file: ArchiveFile, start: int = 0, stop: int | None = None
     ) -> StoreRange:
         stop = self._file.size if stop is None else stop
-        what = f"{archive_url}/{file.name}"
-        return StoreRange(self._blobs, self._file.parts, file, what, start, stop)
+        return StoreRange(
+            self._blobs,
+            self._file.parts,
+            file,
+            f"{archive_url}/{file.name}",
+            start,
+            stop,
+            checks_blobs=False,
+        )
 
     def close(self) -> None:
         pass

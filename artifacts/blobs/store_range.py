@@ -28,18 +28,20 @@ class StoreRange:
         what: str,
         start: int,
         stop: int,
+        *,
+        checks_blobs: bool = True,
     ) -> None:
         """Open bytes ``start`` up to ``stop`` of ``file``, which messages call ``what``.
 
         Args:
-            parts: as `BlobRange` takes them.
+            parts, checks_blobs: as `BlobRange` takes them.
         """
         self.file = file
         self.start = start
         self.stop: int | None = stop
         self._what = what
         with archive_errors(what):
-            self._blob_range = BlobRange(blobs, parts, start, stop)
+            self._blob_range = BlobRange(blobs, parts, start, stop, checks_blobs=checks_blobs)
 
     def read(self, max_bytes: int) -> bytes:
         with archive_errors(self._what):
