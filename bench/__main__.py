@@ -73,7 +73,7 @@ def _parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures to FILE")
     parser.add_argument(
-        "--quick", action="store_true", help="smaller sizes and one round: about four minutes"
+        "--quick", action="store_true", help="smaller sizes and one round: about six minutes"
     )
     parser.add_argument(
         "--directory",

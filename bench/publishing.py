@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from bench.chunks import make_chunks
 from bench.measure import Row, interleave
 from bench.moved import Moved, rate_row
 from bench.place import Place, size_text
-from bench.processes import REPOSITORY, run_once
+from bench.processes import CALL_SECONDS, REPOSITORY, run_once
 from bench.programs import need, versioned
 from bench.upload_servers import UploadServer
 
@@ -71,10 +72,16 @@ def _write_new(path: Path, chunks: int) -> None:
 
 
 def _publish(server: UploadServer, build: str, path: Path) -> Moved:
-    cpu_before = server.cpu_seconds()
     command = [sys.executable, str(REPOSITORY / "devserver.py"), "publish", build, str(path)]
-    seconds, _ = run_once([*command, "--server", server.url, "--token", server.token])
-    return Moved(path.stat().st_size, seconds, server.cpu_seconds() - cpu_before)
+    options = ["--server", server.url, "--token", server.token]
+    cpu_before, begun_at = server.cpu_seconds(), time.monotonic()
+    result = subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=CALL_SECONDS
+    )
+    seconds, cpu_seconds = time.monotonic() - begun_at, server.cpu_seconds() - cpu_before
+    if result.returncode:
+        raise RuntimeError(f"devserver publish failed: {result.stderr[-500:]}")
+    return Moved(path.stat().st_size, seconds, cpu_seconds)
 
 
 def _stage(server: UploadServer, build: str, size: int) -> Moved:

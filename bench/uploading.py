@@ -41,7 +41,7 @@ def uploads(place: Place) -> Iterator[Row]:
 
 def upload_memory(place: Place) -> Iterator[Row]:
     """The server's memory while eight clients upload, and idle."""
-    requests = 2 if place.quick else 8
+    requests = 2 if place.quick else 4
     size = _MEMORY_CLIENTS * requests * _REQUEST_BYTES
     place.need_disk(2 * size)
     idle_bytes: list[int] = []
