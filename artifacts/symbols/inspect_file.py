@@ -23,7 +23,10 @@ _FEATURES = ("symtab", "debug", "unwind", "sources")
 
 
 def main(seconds: int, address_space_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+    # Whoever runs the server may have set a lower one, which cannot be raised.
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if allowed == resource.RLIM_INFINITY or allowed > address_space_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         # Ends the process, whatever it is doing.
