@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import pytest
 from archive_server import ArchiveServer
-from artifacts.blobs.store_source import StoreSource
 from real_servers import (
     S3,
     Nginx,
@@ -26,6 +25,7 @@ from real_servers import (
 from stored_files import StoredFiles
 
 from artifacts.archive_url import AllowList, ArchiveUrl
+from artifacts.blobs.store_source import StoreSource
 from artifacts.checksums import Verifier
 from artifacts.errors import ArchiveFileChanged, ArchiveFileMissing, BuildNotFound
 from artifacts.sources.registry import Sources

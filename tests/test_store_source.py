@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from artifacts.blobs.store_source import StoreSource
 from conftest import Serve
 from faulty_storage import Trouble
 from polling import wait_until
@@ -22,6 +21,7 @@ from stored_files import StoredFiles
 from artifacts.archive_url import ArchiveUrl
 from artifacts.blobs.files import AssembledFile
 from artifacts.blobs.storage import StorageError
+from artifacts.blobs.store_source import StoreSource
 from artifacts.commands.sample_build import BUILD, FULL_PAYLOAD, TARGET
 from artifacts.database.database import DatabaseUnavailable
 from artifacts.errors import ArchiveError, TransientArchiveError
