@@ -123,7 +123,8 @@ def test_the_store_may_be_the_archive_root(serve: Serve) -> None:
     with StoredFiles(server.directory / "data") as stored:
         stored.publish(SMALL, "notes.txt", stored.add(b"first build"))
     assert server.file(f"{SMALL}/notes.txt") == b"first build"
-    assert server.call("/is_staged", archive_url=SMALL, files="notes.txt") == "True"
+    # The bytes are sent before that is recorded.
+    wait_until(lambda: server.call("/is_staged", archive_url=SMALL, files="notes.txt") == "True")
 
 
 @pytest.mark.parametrize("url", ["store://bucket/target/build", "store://build", "store://"])
