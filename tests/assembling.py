@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from faulty_storage import FailingStorage
 from polling import wait_until
@@ -27,7 +28,8 @@ class NotedPurpose:
     """Files that are looked at, and forgotten: notes the bytes of each, and waits when told to."""
 
     organization = ORGANIZATION
-    key = "tests"
+    key = kind = "tests"
+    place: Mapping[str, str] = MappingProxyType({})
     needs_file = True
 
     def __init__(self, max_file_bytes: int = 1 << 30) -> None:

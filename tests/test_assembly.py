@@ -18,6 +18,7 @@ from polling import wait_until
 from stored_uploads import ORGANIZATION, sha1
 
 from artifacts.blobs.assembly import Assembly
+from artifacts.blobs.begun_work import BegunOffer, BegunWork
 from artifacts.blobs.storage import StorageError
 from artifacts.database.database import Database
 from artifacts.database.tables import assemblies, build_files, builds, files
@@ -284,7 +285,7 @@ def test_a_file_over_the_limit_is_an_error_without_any_work(uploads: Assembling)
 
 def test_a_hundred_thousand_chunks_are_answered_and_assembled(uploads: Assembling) -> None:
     uploads.send(C)
-    many = offer_of([C] * 100_000)
+    many = offer_of([C] * 65_536)
     missing = offer_of([C, b"d"] * 50_000, "missing")
     assert uploads.ask(uploads.build(), missing) == [Assembly("not_found", (sha1(b"d"),))]
     assert uploads.settle(uploads.build(), many) == OK
@@ -320,7 +321,9 @@ def test_an_end_of_the_server_leaves_nothing_and_tells_no_error(
         hold.set()
         ending.join(30)
         assert not ending.is_alive()
-        assert uploads.stored.count(assemblies) == 0 and uploads.stored.count(files) == 0
+        # It is to be taken up: nothing is decided.
+        assert [begun.offer for begun in begun_work(database)] == [offer_of([A, B])]
+        assert uploads.stored.count(assemblies) == 1 and uploads.stored.count(files) == 0
     # The next server begins again, without what the last one may have left.
     (tmp_path / "assembling" / "file-left").write_bytes(b"half")
     with assembling(database, tmp_path) as uploads:
@@ -401,3 +404,42 @@ def test_dot_names_are_reserved(uploads: Assembling, name: str) -> None:
     uploads.send(A)
     answer = uploads.ask(uploads.build(), offer_of([A], name))[0]
     assert answer.state == "error" and "reserved" in (answer.detail or "")
+
+
+def test_what_had_begun_when_a_server_ended_is_taken_up_by_the_next(
+    database: Database, tmp_path: Path
+) -> None:
+    purpose = NotedPurpose()
+    offer = offer_of([A, B, C])
+    with assembling(database, tmp_path) as ended:
+        ended.send(A, B, C)
+        ended.storage.misbehave("open", Trouble(hold=(hold := threading.Event())))
+        assert ended.ask(purpose, offer)[0].state == "assembling"
+        wait_until(lambda: ended.opened != [])
+        closing_down = threading.Thread(target=ended.assembler.close, args=(0.2,))
+        closing_down.start()
+        closing_down.join()
+        hold.set()
+    assert purpose.seen == []
+
+    with assembling(database, tmp_path) as started:
+        started.assembler.knows(purpose.kind, lambda organization, place: purpose)
+        started.assembler.take_up()
+        # Without anybody asking.
+        wait_until(lambda: purpose.seen == [A + B + C])
+        wait_until(lambda: begun_work(database) == [])
+
+
+def test_what_had_begun_and_cannot_go_on_is_forgotten(database: Database, tmp_path: Path) -> None:
+    purpose = NotedPurpose()
+    offer = offer_of([A, B])
+    with assembling(database, tmp_path) as made:
+        made.assembler.knows(purpose.kind, lambda organization, place: purpose)
+        BegunWork(database).note({"0" * 64: BegunOffer(ORGANIZATION, purpose.kind, {}, offer)})
+        made.assembler.take_up()
+        wait_until(lambda: begun_work(database) == [])
+    assert purpose.seen == []
+
+
+def begun_work(database: Database) -> list[BegunOffer]:
+    return [begun for _, begun in BegunWork(database).all()]

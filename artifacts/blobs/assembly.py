@@ -3,7 +3,8 @@
 A client offers a file, and asks again until the answer is final. What it is told first of all is
 what the database says: a file is done if it is on record, whole, for the purpose that was asked.
 Else the chunks that are missing are named; else the work begins, once for all who ask, or is under
-way. A failure is kept until it has been told (`Failures`), and then tried again when asked again.
+way. It is on record from when it begins (`BegunWork`), so that it outlives the server. A failure is
+kept until it has been told (`Failures`), and then tried again when asked again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import IO, Any, Literal, Protocol
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from artifacts.blobs.begun_work import BegunOffer, BegunWork
 from artifacts.blobs.blob_pass import BlobPass
 from artifacts.blobs.blob_range import BlobDamaged
 from artifacts.blobs.blob_store import BlobStore
@@ -31,7 +33,7 @@ from artifacts.blobs.files import BlobPart, Files, parts_of
 from artifacts.blobs.offers import Offer
 from artifacts.database.database import Database
 from artifacts.database.locks import Locks
-from artifacts.errors import BadRequest, Conflict, in_words, storage_error
+from artifacts.errors import BadRequest, Busy, Conflict, in_words, storage_error
 from artifacts.shared_calls import SharedCalls
 from artifacts.workers import Workers
 
@@ -75,11 +77,14 @@ class Purpose(Protocol):
 
     Attributes:
         key: tells it from all other purposes of that organization.
+        kind, place: what it can be made anew of, with the organization; see `Assembler.knows`.
         needs_file: whether the file's bytes are looked at when it has been assembled.
     """
 
     organization: str
     key: str
+    kind: str
+    place: Mapping[str, str]
     max_file_bytes: int
     needs_file: bool
 
@@ -99,6 +104,10 @@ class Purpose(Protocol):
         """
 
 
+# Makes a purpose of its organization and its place.
+MakePurpose = Callable[[str, Mapping[str, str]], Purpose]
+
+
 class Assembler:
     """Assembles files, a few at a time."""
 
@@ -115,6 +124,8 @@ class Assembler:
         self._files = files
         self._locks = locks
         self._failures = Failures(database)
+        self._begun = BegunWork(database)
+        self._kinds: dict[str, MakePurpose] = {}
         self._directory = directory
         shutil.rmtree(directory, ignore_errors=True)
         try:
@@ -140,6 +151,14 @@ class Assembler:
             self._go_on(purpose, {_digest(purpose, offer): offer for offer in undecided})
         )
         return answers
+
+    def knows(self, kind: str, make: MakePurpose) -> None:
+        """Have ``make`` make the purposes of a kind, for what is taken up again."""
+        self._kinds[kind] = make
+
+    def take_up(self) -> None:
+        """Go on with what had begun when a server ended; returns at once."""
+        self._workers.submit(self._take_up, urgent=False)
 
     def close(self, timeout_seconds: float) -> None:
         """Give up what is under way; wait for its threads."""
@@ -168,16 +187,46 @@ class Assembler:
             else:
                 complete[digest] = offer
         failures = self._failures.tell(list(complete))
-        for digest, offer in complete.items():
-            if digest in failures:
-                answers[offer.checksum] = Assembly.error(failures[digest])
-            else:
-                parts = parts_of(offer.chunks, sizes)
-                self._under_way.join(
-                    digest, partial(self._work, purpose, offer, digest, parts), self._workers
-                )
-                answers[offer.checksum] = Assembly("assembling")
+        for digest, detail in failures.items():
+            answers[complete.pop(digest).checksum] = Assembly.error(detail)
+        self._begin(purpose, complete, sizes)
+        answers.update((offer.checksum, Assembly("assembling")) for offer in complete.values())
         return answers
+
+    def _begin(
+        self, purpose: Purpose, offers: Mapping[str, Offer], sizes: Mapping[str, int]
+    ) -> None:
+        if not offers:
+            return
+        self._begun.note(
+            {
+                digest: BegunOffer(purpose.organization, purpose.kind, purpose.place, offer)
+                for digest, offer in offers.items()
+            }
+        )
+        for digest, offer in offers.items():
+            parts = parts_of(offer.chunks, sizes)
+            self._under_way.join(
+                digest, partial(self._work, purpose, offer, digest, parts), self._workers
+            )
+
+    def _take_up(self) -> None:
+        try:
+            for digest, begun in self._begun.all():
+                make = self._kinds.get(begun.kind)
+                if make is None:
+                    continue
+                purpose = make(begun.organization, begun.place)
+                # As if its client asked again.
+                answers = self.answer(purpose, [begun.offer])
+                if answers[begun.offer.checksum].state != "assembling":
+                    self._forget(digest)
+        except Busy as error:
+            _log.warning("what was being assembled is not taken up: %s", error.message)
+
+    def _forget(self, digest: str) -> None:
+        with self._database.writing() as connection:
+            self._begun.end(connection, digest)
 
     def _work(
         self, purpose: Purpose, offer: Offer, digest: str, parts: tuple[BlobPart, ...]
@@ -186,7 +235,9 @@ class Assembler:
         try:
             with self._locks.holding(lock):
                 # Somebody else may have been at it, here or in another process.
-                if not self._is_decided(purpose, offer, digest):
+                if self._is_decided(purpose, offer, digest):
+                    self._forget(digest)
+                else:
                     self._try(purpose, offer, digest, parts)
         except Exception as error:
             # The outermost edge of the work. It is being assembled elsewhere, or nobody can be told
@@ -204,11 +255,12 @@ class Assembler:
         self, purpose: Purpose, offer: Offer, digest: str, parts: tuple[BlobPart, ...]
     ) -> None:
         try:
-            self._assemble(purpose, offer, parts)
+            self._assemble(purpose, offer, digest, parts)
             _log.info("assembled %s for %s: %s", offer.checksum, purpose.organization, purpose.key)
         except BlobDamaged as error:
             # Nothing to be told: whoever asks next hears that it is missing.
             _log.error("%s cannot be assembled: %s", offer.checksum, error.message)
+            self._forget(digest)
         except Exception as error:
             # The outermost edge, too: whoever asks next has to be told what went wrong.
             if self._stopped.is_set():
@@ -217,7 +269,9 @@ class Assembler:
             _log.warning("%s cannot be assembled: %s", offer.checksum, known.message)
             self._failures.remember(digest, known.message, may_pass=not isinstance(known, Refused))
 
-    def _assemble(self, purpose: Purpose, offer: Offer, parts: tuple[BlobPart, ...]) -> None:
+    def _assemble(
+        self, purpose: Purpose, offer: Offer, digest: str, parts: tuple[BlobPart, ...]
+    ) -> None:
         known = self._files.find(purpose.organization, offer.checksum)
         if known is not None and not purpose.needs_file and not self._files.missing_blobs(known):
             record = purpose.examine(offer, None)
@@ -239,6 +293,7 @@ class Assembler:
                     # Some of the blobs that it was made of once may be lost.
                     self._files.index_anew(connection, file_id, parts)
                 record(connection, file_id)
+                self._begun.end(connection, digest)
         except IntegrityError as error:
             raise Conflict(
                 "somebody else has recorded the same, or removed it, at the same time; try again"

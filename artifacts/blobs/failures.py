@@ -12,6 +12,7 @@ from artifacts.database.database import Database
 from artifacts.database.tables import assemblies
 
 _FAILED, _FAILED_FOR_NOW = "failed", "failed_for_now"
+_IS_FAILURE = assemblies.c.state.in_([_FAILED, _FAILED_FOR_NOW])
 # For which a failure waits for somebody who asks, and for which it is told to others after him.
 _UNTOLD_SECONDS = 3600.0
 _TOLD_SECONDS = 60.0
@@ -44,7 +45,7 @@ class Failures:
         """Whether there is a failure that somebody is still to be told."""
         with self._database.reading() as connection:
             query = select(assemblies.c.offer).where(
-                assemblies.c.offer == offer, assemblies.c.expires_at > time.time()
+                assemblies.c.offer == offer, _IS_FAILURE, assemblies.c.expires_at > time.time()
             )
             return connection.execute(query).first() is not None
 
@@ -55,7 +56,7 @@ class Failures:
         with self._database.reading() as connection:
             for some in batches(offers):
                 query = select(assemblies).where(
-                    assemblies.c.offer.in_(some), assemblies.c.expires_at > now
+                    assemblies.c.offer.in_(some), _IS_FAILURE, assemblies.c.expires_at > now
                 )
                 details.update((row.offer, row.detail) for row in connection.execute(query))
         if details:

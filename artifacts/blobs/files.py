@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, exists, or_, select
@@ -44,7 +44,7 @@ class AssembledFile:
     parts: tuple[BlobPart, ...]
 
 
-def parts_of(chunks: Sequence[str], sizes: dict[str, int]) -> tuple[BlobPart, ...]:
+def parts_of(chunks: Sequence[str], sizes: Mapping[str, int]) -> tuple[BlobPart, ...]:
     """Return the parts of a file that consists of ``chunks``, in order."""
     parts = []
     offset = 0

@@ -10,7 +10,8 @@ from artifacts.archive_url import check_relative_path
 from artifacts.blobs.sha1 import check_checksum, is_checksum
 from artifacts.errors import BadRequest
 
-_MAX_CHUNKS = 100_000
+# Half a TiB, in chunks of the usual size.
+_MAX_CHUNKS = 65_536
 
 
 @dataclass(frozen=True)

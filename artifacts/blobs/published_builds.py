@@ -6,7 +6,7 @@ in it is set once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from time import time
@@ -27,6 +27,7 @@ _MAX_FILE_BYTES = 1 << 40
 class BuildFiles:
     """The purpose of what an organization publishes as files of a build; see `Purpose`."""
 
+    kind = "build"
     needs_file = False
     max_file_bytes = _MAX_FILE_BYTES
 
@@ -35,6 +36,11 @@ class BuildFiles:
     ) -> None:
         self.organization = organization
         self.key = f"build {build} of {project}"
+        self.place: Mapping[str, str] = {
+            "project": project,
+            "target": build.target,
+            "build": build.build,
+        }
         self._database = database
         self._files = files
         self._project = project

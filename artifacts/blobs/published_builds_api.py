@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from artifacts.archive_url import BuildName
 from artifacts.blobs.assemble_call import assemble_offered
 from artifacts.blobs.assembly import Assembler
@@ -24,12 +26,13 @@ class PublishedBuildsApi:
     def register(self, protocol: UploadProtocol) -> None:
         path = "projects/{organization}/{project}/builds/{target}/{build}/assemble"
         protocol.add("POST", path, PUBLISH, self.assemble)
+        self._assembler.knows(BuildFiles.kind, self._purpose)
 
     def assemble(self, access: Access) -> Answer:
         """Answer, for each file that is offered for a build, where it stands."""
-        named = access.parameters
-        build = BuildName.checked(named["target"], named["build"])
-        purpose = BuildFiles(
-            self._database, self._files, access.organization, named["project"], build
-        )
+        purpose = self._purpose(access.organization, access.parameters)
         return assemble_offered(self._assembler, purpose)
+
+    def _purpose(self, organization: str, place: Mapping[str, str]) -> BuildFiles:
+        build = BuildName.checked(place["target"], place["build"])
+        return BuildFiles(self._database, self._files, organization, place["project"], build)

@@ -59,6 +59,8 @@ class UploadService:
             self._undo = undo.pop_all()
 
     def start(self) -> None:
+        """Begin; all rooms that have purposes of their own have told the assembler."""
+        self.assembler.take_up()
         self._upkeep.start()
 
     def stop(self) -> None:

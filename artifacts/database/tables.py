@@ -149,7 +149,8 @@ assemblies = Table(
     metadata,
     # What is to be assembled, and from what: a digest of all of it.
     Column("offer", String(64), primary_key=True),
-    # failed: it cannot be assembled; failed_for_now: another try may be of use
+    # begun: the detail says what is to be assembled; failed: it cannot be, and why;
+    # failed_for_now: another try may be of use
     Column("state", String(16), nullable=False),
     Column("detail", Text, nullable=False),
     Column("expires_at", Double, nullable=False, index=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import cherrypy
 
 from artifacts.archive_url import has_control_characters
@@ -28,13 +30,15 @@ class DebugFilesApi:
         files = "projects/{organization}/{project}/files"
         protocol.add("POST", f"{files}/difs/assemble", PUBLISH, self.assemble)
         protocol.add("GET", f"{files}/dsyms", READ, self.list)
+        self._assembler.knows(ProjectDebugFiles.kind, self._purpose)
 
     def assemble(self, access: Access) -> Answer:
         """Answer, for each debug file that is offered, where it stands."""
-        purpose = ProjectDebugFiles(
-            self._debug_files, self._inspector, access.organization, access.parameters["project"]
-        )
+        purpose = self._purpose(access.organization, access.parameters)
         return assemble_offered(self._assembler, purpose)
+
+    def _purpose(self, organization: str, place: Mapping[str, str]) -> ProjectDebugFiles:
+        return ProjectDebugFiles(self._debug_files, self._inspector, organization, place["project"])
 
     def list(self, access: Access) -> Answer:
         """Answer a list of what is in the project's debug files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -143,6 +143,7 @@ class DebugFiles:
 class ProjectDebugFiles:
     """The purpose of what is uploaded as debug files of a project; see `Purpose`."""
 
+    kind = "debug files"
     needs_file = True
     max_file_bytes = FILE_BYTES
 
@@ -151,6 +152,7 @@ class ProjectDebugFiles:
     ) -> None:
         self.organization = organization
         self.key = f"debug files of {project}"
+        self.place: Mapping[str, str] = {"project": project}
         self._debug_files = debug_files
         self._inspector = inspector
         self._project = project
