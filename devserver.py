@@ -586,6 +586,10 @@ class _Commands(click.Group):
         except DevserverError as error:
             click.echo(f"devserver: {error.message}", err=True)
             ctx.exit(1)
+        except OSError as error:
+            # Of what results are printed to, say: all else has its own words.
+            click.echo(f"devserver: {error.strerror or error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Commands, context_settings=CONTEXT_SETTINGS)

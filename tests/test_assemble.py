@@ -239,7 +239,7 @@ def test_a_build_that_cannot_be_named_so_is_400(shared_client: AssembleClient, b
     assert answer.status_code in {400, 404} and list(answer.json()) == ["detail"]
 
 
-@pytest.mark.parametrize("project", ["a%20b", "%00", ".x", "x" * 101, "%ff"])
+@pytest.mark.parametrize("project", ["%00", "%2e%2e", "x" * 256])
 def test_a_project_that_cannot_be_named_so_is_400(
     shared_client: AssembleClient, project: str
 ) -> None:

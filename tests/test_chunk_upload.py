@@ -571,3 +571,20 @@ def test_memory_does_not_grow_with_the_chunks(tmp_path: Path) -> None:
         assert memory_bytes(server) - before < 48 << 20
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://elsewhere"}, {"Sec-Fetch-Site": "cross-site"}]
+)
+def test_a_page_of_another_site_uploads_nothing(
+    client: UploadClient, headers: dict[str, str]
+) -> None:
+    one = chunk(b"from elsewhere")
+    sent = requests.post(
+        client.server.url + CHUNK_UPLOAD,
+        data=multipart([one]),
+        headers={**client.authorization, "Content-Type": content_type(), **headers},
+        timeout=60,
+    )
+    assert (sent.status_code, list(sent.json())) == (403, ["detail"])
+    assert one.filename not in blobs_on_record(client.server)

@@ -20,6 +20,7 @@ from test_command_line import devserver
 from artifacts.database.database import Database, DatabaseUnavailable
 from artifacts.database.engine import CONNECTIONS, parse_database_url
 from artifacts.database.tables import assemblies, blobs
+from artifacts.errors import InsufficientStorage
 
 TIMEOUT_SECONDS = 30
 DISK_BYTES = 1 << 20
@@ -193,7 +194,7 @@ def test_a_postgresql_that_is_cut_off_within_a_transaction_records_nothing_of_it
 def test_a_disk_that_is_full_is_told_and_nothing_half_recorded(small_disk: Path) -> None:
     database = Database.in_directory(small_disk)
     written = 0
-    with pytest.raises(DatabaseUnavailable, match="full"):
+    with pytest.raises(InsufficientStorage, match="full"):
         for number in range(100):
             write(database, number, size=30_000)
             written += 1

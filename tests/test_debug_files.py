@@ -178,7 +178,8 @@ def test_what_is_no_debug_file_is_an_error_that_says_why(
 def test_projects_and_organizations_see_their_own(client: AssembleClient) -> None:
     client.upload(crash_lab("crash_lab"), "ours")
     other_project = AssembleClient(client.server)
-    other_project.project = f"{client.project}-2"
+    # Projects are named as clients like, percent-encoded in paths.
+    other_project.project = f"{client.project} + \N{LATIN SMALL LETTER U WITH DIAERESIS}"
     assert other_project.list() == []
     assert other_project.upload(crash_lab("crash_lab"), "theirs")["objectName"] == "theirs"
     others = AssembleClient(client.server, "others")

@@ -177,12 +177,12 @@ def test_a_large_body_that_stops_keeps_its_worker_for_a_bounded_time() -> None:
 
 @pytest.mark.parametrize("more", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
 def test_bodies_that_stop_leave_workers_to_others(more: str) -> None:
-    limits = ClientLimits(body_queue_seconds=0.2)
-    with small_server(threads=4, limits=limits) as server, ExitStack() as stack:
+    limits = ClientLimits(body_queue_seconds=0.2, max_bodies=2)
+    with small_server(threads=1, limits=limits) as server, ExitStack() as stack:
         stalled = [stack.enter_context(RawClient(port_of(server))) for _ in range(12)]
         for client in stalled:
             client.send(f"POST /a HTTP/1.1\r\nHost: lab\r\n{more}\r\n\r\n".encode())
-        # Half of the workers may wait for bodies; the others are told to come again, in the end.
+        # Two of them are read; the others are told to come again, in the end.
         wait_until(lambda: len(answered(stalled)) == 10)
         assert {client.reply().status for client in answered(stalled)} == {503}
         assert ask(server, "/a")[0] == 200
@@ -210,7 +210,8 @@ def test_a_large_body_that_is_cut_short_is_not_answered_as_if_it_were_whole() ->
 
 
 def test_a_large_body_waits_until_others_have_been_read() -> None:
-    with small_server(threads=2) as server, ExitStack() as stack:
+    limits = ClientLimits(max_bodies=1)
+    with small_server(threads=2, limits=limits) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(port_of(server))) for _ in range(3)]
         for client in clients:
             client.get("/a", "POST", Content_Length="100000").send(b"a" * 5000)
@@ -219,7 +220,8 @@ def test_a_large_body_waits_until_others_have_been_read() -> None:
 
 
 def test_whoever_waits_with_a_large_body_is_told_of_the_end() -> None:
-    with small_server(threads=2) as server, ExitStack() as stack:
+    limits = ClientLimits(max_bodies=1)
+    with small_server(threads=2, limits=limits) as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(port_of(server))) for _ in range(3)]
         for client in clients:
             client.get("/a", "POST", Content_Length="100000")

@@ -350,6 +350,13 @@ def test_what_does_not_pass_is_told_at_once(
 # --- files that change
 
 
+def test_a_file_that_has_more_than_it_says_is_not_published(
+    server: RunningServer, token: str
+) -> None:
+    # Those of /proc say that they are empty.
+    assert "has changed" in refusal(NAME, "/proc/self/status", url=server.url, token=token)
+
+
 def test_a_file_that_changes_before_it_is_sent_is_noticed(
     server: RunningServer, proxy: ChunkProxy, token: str, build: Path
 ) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import requests
 from conftest import Serve
-from running_server import RunningServer
+from running_server import REPOSITORY, RunningServer
 from test_command_line import devserver
 
 CALL = "/api/0/organizations/lab/chunk-upload/"
@@ -214,3 +216,19 @@ def test_listing_where_there_is_no_data_directory_makes_none(tmp_path: Path) -> 
     assert ended.returncode == 1
     assert "no data directory" in ended.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_token_that_cannot_be_printed_is_told_in_one_line(tmp_path: Path) -> None:
+    program = [sys.executable, str(REPOSITORY / "devserver.py"), "token", "create"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*program, "--org", "lab", "--scope", PUBLISH, "--data-dir", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "devserver: No space left on device"
+    assert "Traceback" not in ended.stderr

@@ -44,6 +44,10 @@ class LocalFile:
         with self._errors_in_words():
             if _version(self.path.stat()) != self.version:
                 raise self.changed()
+            # Not all files have the size that they tell: those of /proc have none.
+            with self.path.open("rb", buffering=0) as file:
+                if os.pread(file.fileno(), 1, self.size):
+                    raise self.changed()
 
     def changed(self) -> DevserverError:
         return DevserverError(

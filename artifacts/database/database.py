@@ -27,7 +27,7 @@ from artifacts.database.engine import (
     parse_database_url,
 )
 from artifacts.database.schema import is_up_to_date, schema_version, upgrade_schema
-from artifacts.errors import Busy
+from artifacts.errors import Busy, InsufficientStorage
 from artifacts.fair_lock import FairLock
 
 
@@ -153,6 +153,8 @@ def failures_in_words() -> Iterator[None]:
     except PoolTimeout as error:
         raise DatabaseUnavailable("the database is busy: many use it; ask again") from error
     except (OperationalError, InterfaceError, InternalError) as error:
+        if "disk is full" in words_of(error):
+            raise InsufficientStorage("the disk of the database is full") from error
         raise DatabaseUnavailable(
             f"the database cannot be used ({words_of(error)}); ask again"
         ) from error

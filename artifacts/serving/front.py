@@ -58,6 +58,7 @@ class ClientLimits:
         body_queue_seconds: for which one with a large body may wait until others have been read.
         max_head_bytes: of a request's head.
         max_connections: that are open at a time.
+        max_bodies: that are too large to be awaited, and read at a time.
     """
 
     request_seconds: float = 30
@@ -67,6 +68,7 @@ class ClientLimits:
     body_queue_seconds: float = 60
     max_head_bytes: int = 64 << 10
     max_connections: int = 10_000
+    max_bodies: int = 128
 
 
 class Front:
@@ -78,14 +80,9 @@ class Front:
         make_connection: Callable[[socket.socket], Connection],
         hot_files: HotFiles,
         workers: Workers,
-        max_bodies: int,
         limits: ClientLimits,
     ) -> None:
-        """Make it, at rest.
-
-        ``make_connection`` takes what was accepted; its TLS handshake may be still to come.
-        ``max_bodies``: how many workers may wait for the rest of bodies at a time.
-        """
+        """``make_connection`` takes what was accepted; its TLS handshake may be still to come."""
         self._make_connection = make_connection
         self._hot_files = hot_files
         self._limits = limits
@@ -101,14 +98,16 @@ class Front:
         self._handshakes = Handshakes(self._loop)
         self._waiting_room = WaitingRoom(self._thread, self._resume, self._close)
         self._lingerer = Lingerer(self._loop)
+        self._receivers = Workers("receiver", limits.max_bodies)
         self._work_queue = WorkQueue(
             self._thread,
             workers,
+            self._receivers,
             QueueLimits(
                 limits.queue_seconds,
                 limits.body_queue_seconds,
                 limits.request_seconds,
-                max_bodies,
+                limits.max_bodies,
             ),
             self._take_back,
             self._refuse,
@@ -145,6 +144,7 @@ class Front:
         for thread in (*self._sender_threads, self._thread):
             thread.close()
         self._disk_readers.close(timeout_seconds=1)
+        self._receivers.close(timeout_seconds=5)
 
     # --- opening and closing
 

@@ -77,11 +77,7 @@ class HttpServer(Server):
         max_connections = min(limits.max_connections, _max_clients())
         _check_limits(max_connections)
         limits = replace(limits, max_connections=max_connections)
-        # Clients that send bodies slowly leave workers to the others.
-        max_bodies = max(1, threads // 2)
-        self._front = Front(
-            self._listener, self._connect, self.hot_files, self._workers, max_bodies, limits
-        )
+        self._front = Front(self._listener, self._connect, self.hot_files, self._workers, limits)
 
     @property
     def can_add_keepalive_connection(self) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 
 import cherrypy
 
+from artifacts.archive_url import check_segment
 from artifacts.errors import (
-    BadRequest,
     DevserverError,
     MethodNotAllowed,
     NotAllowed,
@@ -23,11 +23,10 @@ from artifacts.errors import (
     NotFound,
 )
 from artifacts.serving.answer import detail_error
-from artifacts.serving.handlers import Handled, give
+from artifacts.serving.handlers import Handled, give, refuse_cross_site
 from artifacts.tokens import Token, Tokens
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
-_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ class UploadProtocol:
             raise NotFound(f"no such call: {cherrypy.request.path_info}")
         for call, match in matches:
             if call.method == method or (method == "HEAD" and call.method == "GET"):
+                if call.method != "GET":
+                    refuse_cross_site()
                 return call.handler(self._access(call.scope, match.groupdict()))
         allowed = ", ".join(sorted({call.method for call, _ in matches}))
         cherrypy.response.headers["Allow"] = allowed
@@ -99,12 +100,8 @@ class UploadProtocol:
             raise NotAllowed(
                 f"the token is for the organization {token.organization}, not {organization!r:.80}"
             )
-        project = parameters.get("project")
-        if project is not None and not _PROJECT.fullmatch(project):
-            raise BadRequest(
-                "a project is named by letters, digits, '.', '_' and '-', 100 at most, "
-                f"beginning with a letter or a digit: {project!r:.110}"
-            )
+        if (project := parameters.get("project")) is not None:
+            check_segment(project, "the name of a project")
         return Access(token, parameters)
 
 

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from artifacts.errors import Busy, DevserverError
 from artifacts.serving.connection import Connection
@@ -26,7 +27,7 @@ class QueueLimits:
         queue_seconds: for which a request may wait for a worker.
         body_queue_seconds: for which one with a large body may wait for its turn.
         socket_seconds: for which a worker waits for a client's next bytes.
-        max_bodies: how many workers may wait for such bodies at a time.
+        max_bodies: how many such bodies are read at a time.
     """
 
     queue_seconds: float
@@ -40,7 +41,7 @@ class _Turn:
     """A connection's turn with a worker.
 
     Attributes:
-        has_body: whether it is one of those that may wait for the rest of a body.
+        has_body: whether the rest of a body is to be waited for, by a receiver.
     """
 
     connection: Connection
@@ -57,6 +58,7 @@ class WorkQueue:
         self,
         thread: LoopThread,
         workers: Workers,
+        receivers: Workers,
         limits: QueueLimits,
         take_back: Callable[[Connection, bool], None],
         refuse: Refuse,
@@ -66,6 +68,8 @@ class WorkQueue:
         Args:
             thread: the loop's.
             workers: what does the work.
+            receivers: what does it where a client takes its time to send a body; as many as bodies
+                may be read at a time.
             limits: of waiting.
             take_back: takes a connection after work, on the loop's thread, with whether it is
                 still good.
@@ -73,6 +77,7 @@ class WorkQueue:
         """
         self._thread = thread
         self._workers = workers
+        self._receivers = receivers
         self._limits = limits
         self._take_back = take_back
         self._refuse = refuse
@@ -80,7 +85,8 @@ class WorkQueue:
         self._lock = threading.Lock()
         self._queue: deque[_Turn] = deque()
         self._calls = 0  # of workers that are to come for a turn; no fewer than there are turns
-        # Those with large bodies come to the queue when others of that kind have ended.
+        # Those with large bodies do not come to the queue: these are the ones that no receiver is
+        # free for.
         self._bodies = 0
         self._waiting_bodies: deque[_Turn] = deque()
 
@@ -123,9 +129,11 @@ class WorkQueue:
     def _admit_bodies(self) -> None:
         while self._waiting_bodies and self._bodies < self._limits.max_bodies:
             turn = self._waiting_bodies.popleft()
-            turn.queued_at = time.monotonic()
             self._bodies += 1
-            self._add(turn)
+            try:
+                self._receivers.submit(partial(self._work, turn))
+            except Busy as error:
+                self._turn_away(turn, error)
 
     def _add(self, turn: _Turn) -> None:
         with self._lock:
