@@ -24,7 +24,7 @@ from bench.upload_servers import ORGANIZATION, UploadServer
 
 _NAME = "assembling"
 _DEBUG_FILES = f"/api/0/projects/{ORGANIZATION}/devices/files/difs/assemble/"
-_ASKING_SECONDS = 0.01
+_ASKING_SECONDS = 0.02
 # What assembling writes need not be there after a crash: judged by the faster floor.
 _JUDGED = Floor(syncs=False, one_file=True)
 

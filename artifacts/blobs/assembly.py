@@ -144,12 +144,22 @@ class Assembler:
         Raises:
             DatabaseUnavailable: that cannot be told now.
         """
+        by_digest = {_digest(purpose, offer): offer for offer in offers}
+        # Asking costs little while there is nothing new to be told.
+        answers = {
+            offer.checksum: Assembly("assembling")
+            for digest, offer in by_digest.items()
+            if self._under_way.is_under_way(digest)
+        }
+        if len(answers) == len(offers):
+            return answers
         with self._database.reading() as connection:
-            answers = purpose.find(connection, offers)
-        undecided = [offer for offer in offers if offer.checksum not in answers]
-        answers.update(
-            self._go_on(purpose, {_digest(purpose, offer): offer for offer in undecided})
-        )
+            left = [offer for offer in offers if offer.checksum not in answers]
+            answers.update(purpose.find(connection, left))
+        undecided = {
+            digest: offer for digest, offer in by_digest.items() if offer.checksum not in answers
+        }
+        answers.update(self._go_on(purpose, undecided))
         return answers
 
     def knows(self, kind: str, make: MakePurpose) -> None:
@@ -168,16 +178,11 @@ class Assembler:
 
     def _go_on(self, purpose: Purpose, offers: Mapping[str, Offer]) -> dict[str, Assembly]:
         """Tell where those stand that are not decided, by checksum; ``offers`` are by digest."""
-        answers = {
-            offer.checksum: Assembly("assembling")
-            for digest, offer in offers.items()
-            if self._under_way.is_under_way(digest)
-        }
-        left = {digest: offer for digest, offer in offers.items() if offer.checksum not in answers}
-        wanted = {chunk for offer in left.values() for chunk in offer.chunks}
+        answers: dict[str, Assembly] = {}
+        wanted = {chunk for offer in offers.values() for chunk in offer.chunks}
         sizes = self._blobs.lease_owned(purpose.organization, wanted) if wanted else {}
         complete = {}
-        for digest, offer in left.items():
+        for digest, offer in offers.items():
             missing = tuple(dict.fromkeys(c for c in offer.chunks if c not in sizes))
             if sum(sizes.get(chunk, 0) for chunk in offer.chunks) > purpose.max_file_bytes:
                 limit = f"{purpose.max_file_bytes:,}"
