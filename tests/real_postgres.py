@@ -66,6 +66,16 @@ class Postgres:
         with self.connect("postgres") as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode("ascii"))
 
+    def cut_off_everybody(self, url: str) -> None:
+        """End all connections to a database."""
+        name = urlsplit(url).path.lstrip("/")
+        connections = "FROM pg_stat_activity WHERE datname = %s"
+        with self.connect("postgres") as connection:
+            connection.execute(f"SELECT pg_terminate_backend(pid) {connections}".encode(), [name])
+            wait_until(
+                lambda: connection.execute(f"SELECT 1 {connections}".encode(), [name]).rowcount == 0
+            )
+
     def connect(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
         """Connect past devserver: each statement is a transaction; a context manager."""
         return psycopg.connect(self.url(database), autocommit=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_postgres import Postgres
 from real_servers import S3, emulated_s3
 from sqlalchemy import insert
 from stored_uploads import DAY, HOUR, ORGANIZATION, StoredUploads, sha1
@@ -28,6 +29,7 @@ from artifacts.blobs.storages import open_storage
 from artifacts.config import Config
 from artifacts.database.database import Database
 from artifacts.database.locks import ProcessLocks
+from artifacts.database.postgresql_locks import PostgresqlLocks
 from artifacts.database.tables import assemblies, blob_index, blobs, files, leases, owners
 from artifacts.errors import Busy
 
@@ -287,6 +289,50 @@ def test_a_chunk_that_comes_while_its_blob_is_removed_is_there_afterwards(
         assert collected.result(SECONDS).blobs == 1
         assert asked == {} and sent.result(SECONDS) == checksum
     assert uploads.is_recorded(checksum) and uploads.is_stored(checksum)
+
+
+@pytest.mark.parametrize("way", ["collected", "dropped", "unrecorded"])
+def test_a_chunk_that_comes_while_the_lock_is_lost_is_whole_or_asked_for_again(
+    way: str, postgres: Postgres, postgres_url: str, tmp_path: Path
+) -> None:
+    database = Database(postgres_url)
+    held = HeldAtDelete(tmp_path / "blobs")
+    with contextlib.ExitStack() as undo:
+        undo.callback(database.close)
+        servers = []
+        for storage in (held, DirectoryStorage(tmp_path / "blobs")):
+            undo.callback(storage.close)
+            locks = PostgresqlLocks(database.url)
+            undo.callback(locks.close)
+            servers.append(StoredUploads(database, storage, locks))
+        one, other = servers
+        data = b"unused for long"
+        checksum = other.send(data)
+        forget_leases(other)
+        if way == "dropped":
+            spooled = other.storage.spool_directory / "damaged"
+            spooled.write_bytes(b"other bytes")
+            other.storage.put(checksum, spooled)
+        elif way == "unrecorded":
+            with database.writing() as connection:
+                connection.execute(blobs.delete())
+        remove: dict[str, Callable[[], object]] = {
+            "collected": lambda: one.blobs.collect(checksum, time.time()),
+            "dropped": lambda: one.blobs.drop(checksum),
+            "unrecorded": lambda: one.blobs.remove_unrecorded(checksum),
+        }
+        with ThreadPoolExecutor() as pool:
+            removed = pool.submit(remove[way])
+            assert held.is_held.wait(SECONDS)
+            postgres.cut_off_everybody(postgres_url)
+            other.send(data)
+            held.go_on.set()
+            with pytest.raises(Busy):
+                removed.result(SECONDS)
+        assert not other.is_stored(checksum)
+        assert other.blobs.lease_owned(ORGANIZATION, [checksum]) == {}
+        other.send(data)
+        assert other.blobs.find_damage(checksum) is None and other.is_recorded(checksum)
 
 
 @pytest.mark.parametrize("round_", range(10))

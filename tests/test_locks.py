@@ -13,7 +13,6 @@ import pytest
 from polling import wait_until
 from real_postgres import Postgres
 from running_server import REPOSITORY
-from sqlalchemy.engine import make_url
 
 from artifacts.blobs.uploads import open_locks
 from artifacts.database.database import Database, DatabaseUnavailable
@@ -258,7 +257,7 @@ def test_who_holds_a_lock_whose_connection_breaks_is_told(
 ) -> None:
     locks = PostgresqlLocks(parse_database_url(postgres_url))
     with pytest.raises(DatabaseUnavailable), locks.holding("blob"):
-        cut_off_everybody(postgres, postgres_url)
+        postgres.cut_off_everybody(postgres_url)
     with locks.holding("blob"):
         pass
     locks.close()
@@ -270,20 +269,10 @@ def test_a_lock_is_taken_though_its_connection_broke_while_nobody_held_it(
     locks = PostgresqlLocks(parse_database_url(postgres_url))
     with locks.holding("blob"):
         pass
-    cut_off_everybody(postgres, postgres_url)
+    postgres.cut_off_everybody(postgres_url)
     with locks.holding("blob"):
         pass
     locks.close()
-
-
-def cut_off_everybody(postgres: Postgres, url: str) -> None:
-    name = make_url(url).database
-    with postgres.connect("postgres") as connection:
-        connections = "FROM pg_stat_activity WHERE datname = %s"
-        connection.execute(f"SELECT pg_terminate_backend(pid) {connections}".encode(), [name])
-        wait_until(
-            lambda: connection.execute(f"SELECT 1 {connections}".encode(), [name]).rowcount == 0
-        )
 
 
 def test_more_want_locks_than_there_are_connections_and_all_get_them(

@@ -6,8 +6,9 @@ A blob is there if the database says so, and the database says so only once the 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import Connection, Select, select
 
@@ -17,9 +18,12 @@ from artifacts.database.batches import batches
 from artifacts.database.database import Database
 from artifacts.database.locks import Locks
 from artifacts.database.tables import blob_index, blobs, leases, owners
+from artifacts.errors import Busy
 
 # For which what a client was told to be there stays, at least.
 LEASE_SECONDS = 24 * 3600.0
+
+_Removed = TypeVar("_Removed")
 
 
 class BlobStore:
@@ -136,13 +140,15 @@ class BlobStore:
         Raises:
             StorageError: the storage does not let it be read or removed.
         """
-        with self._locks.holding(checksum):
+
+        def unrecord() -> Damage | None:
             damage = self._find_damage(checksum)
             if damage is not None:
                 with self._database.writing() as connection:
                     connection.execute(blobs.delete().where(blobs.c.checksum == checksum))
-                self.storage.delete(checksum)
             return damage
+
+        return self._remove(checksum, unrecord)
 
     def collect(self, checksum: str, now: float) -> int | None:
         """Remove a blob if no file uses it and its lease is over.
@@ -153,7 +159,8 @@ class BlobStore:
         Raises:
             StorageError: its record is removed, but its bytes cannot be.
         """
-        with self._locks.holding(checksum):
+
+        def unrecord() -> int | None:
             with self._database.writing() as connection:
                 # Who is granting a lease has locked the row, too: what comes after this look sees
                 # the lease, or does not see the blob.
@@ -161,8 +168,9 @@ class BlobStore:
                 if row is None or _is_needed(connection, checksum, now):
                     return None
                 connection.execute(blobs.delete().where(blobs.c.checksum == checksum))
-            self.storage.delete(checksum)
-            return int(row.size)
+                return int(row.size)
+
+        return self._remove(checksum, unrecord)
 
     def remove_unrecorded(self, checksum: str) -> bool:
         """Remove the bytes of a blob that is not on record; return whether it is not.
@@ -170,11 +178,28 @@ class BlobStore:
         Raises:
             StorageError: they cannot be removed.
         """
-        with self._locks.holding(checksum):
-            if self._size_of(checksum) is not None:
-                return False
-            self.storage.delete(checksum)
-            return True
+        may_go = self._remove(
+            checksum, lambda: None if self._size_of(checksum) is not None else True
+        )
+        return may_go is not None
+
+    def _remove(self, checksum: str, unrecord: Callable[[], _Removed | None]) -> _Removed | None:
+        """Remove the bytes of a blob, unless ``unrecord`` returns None; return what it returns.
+
+        Both under its lock. Should that be lost meanwhile, others may have stored and recorded the
+        blob anew before its bytes went: then it is forgotten again, and so asked for again.
+        """
+        removed = None
+        try:
+            with self._locks.holding(checksum):
+                removed = unrecord()
+                if removed is not None:
+                    self.storage.delete(checksum)
+        except Busy:
+            if removed is not None:
+                self.drop(checksum)
+            raise
+        return removed
 
     def _find_damage(self, checksum: str) -> Damage | None:
         size = self._size_of(checksum)
