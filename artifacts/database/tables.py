@@ -105,6 +105,8 @@ debug_files = Table(
     Column("created_at", Double, nullable=False),
     UniqueConstraint("organization", "project", "file_id"),
     Index(None, "file_id"),
+    # The newest of a project are listed.
+    Index(None, "organization", "project", "created_at"),
 )
 
 debug_objects = Table(

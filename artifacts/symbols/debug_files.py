@@ -58,9 +58,15 @@ class DebugFiles:
         """
         found: dict[str, dict[str, Any]] = {}
         for some in batches(checksums):
+            # Their ids first: in one statement, all files of the project may be looked through.
+            file_ids = connection.execute(
+                select(files.c.id).where(
+                    files.c.organization == organization, files.c.checksum.in_(some)
+                )
+            ).scalars()
             rows = connection.execute(
                 _select_objects(organization, project).where(
-                    files.c.checksum.in_(some), debug_objects.c.number == 0
+                    debug_files.c.file_id.in_(file_ids.all()), debug_objects.c.number == 0
                 )
             ).all()
             incomplete = self._files.incomplete(connection, [row.file_id for row in rows])

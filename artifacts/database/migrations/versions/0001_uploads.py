@@ -105,6 +105,12 @@ def upgrade() -> None:
         ),
     )
     op.create_index(op.f("ix_debug_files_file_id"), "debug_files", ["file_id"], unique=False)
+    op.create_index(
+        op.f("ix_debug_files_organization_project_created_at"),
+        "debug_files",
+        ["organization", "project", "created_at"],
+        unique=False,
+    )
     op.create_table(
         "leases",
         sa.Column("checksum", sa.String(length=40), nullable=False),
