@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from functools import partial
 from typing import Generic, TypeVar
 
 from artifacts.errors import Busy
@@ -28,6 +29,15 @@ class SharedCalls(Generic[_Key, _Result]):
 
         The future fails with what the call raises, and with Busy where no worker takes it.
         """
+        return self.join_with(key, call, partial(workers.submit, urgent=urgent))
+
+    def join_with(
+        self,
+        key: _Key,
+        call: Callable[[], _Result],
+        submit: Callable[[Callable[[], None]], None],
+    ) -> Future[_Result]:
+        """The same, for those who have it called by something else: ``submit`` may raise Busy."""
         with self._lock:
             if (future := self._under_way.get(key)) is not None:
                 return future
@@ -44,7 +54,7 @@ class SharedCalls(Generic[_Key, _Result]):
                 future.set_result(result)
 
         try:
-            workers.submit(run, urgent=urgent)
+            submit(run)
         except Busy as error:
             self._forget(key)
             future.set_exception(error)

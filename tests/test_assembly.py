@@ -256,6 +256,22 @@ def test_two_servers_assemble_a_file_once(uploads: Assembling, tmp_path: Path) -
     assert purpose.seen == [A + B]
 
 
+def test_many_who_want_one_file_do_not_keep_others_from_theirs(uploads: Assembling) -> None:
+    uploads.send(A, B)
+    slow = NotedPurpose()
+    slow.may_go_on.clear()
+    uploads.ask(slow, offer_of([A, B]))
+    for number in range(8):
+        uploads.ask(uploads.build(f"board/R{number}"), offer_of([A, B]))
+    other = uploads.build("board/other")
+    assert uploads.settle(other, offer_of([B])) == OK
+    assert slow.seen == []
+    slow.may_go_on.set()
+    assert uploads.settle(slow, offer_of([A, B])) == OK
+    # Without anybody asking again.
+    wait_until(lambda: uploads.stored.count(build_files) == 1 + 8)
+
+
 def test_files_of_one_request_are_told_apart(uploads: Assembling) -> None:
     uploads.send(A, B)
     ready, missing = offer_of([A], "a"), offer_of([C], "c")

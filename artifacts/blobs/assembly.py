@@ -35,6 +35,7 @@ from artifacts.database.database import Database
 from artifacts.database.locks import Locks
 from artifacts.errors import BadRequest, Busy, Conflict, in_words, storage_error
 from artifacts.shared_calls import SharedCalls
+from artifacts.turns import Turns
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class Assembler:
             raise storage_error(error, str(directory)) from error
         self._stopped = threading.Event()
         self._workers = Workers("assembling", _FILES_AT_ONCE)
+        # By the name of the lock: many may want one file, and keep no worker from other files.
+        self._turns: Turns[str] = Turns(self._workers)
         self._readers = Workers("blob-reader", _READERS)
         self._pass = BlobPass(self._blobs, self._readers, self._stopped)
         self._under_way: SharedCalls[str, None] = SharedCalls()
@@ -211,8 +214,11 @@ class Assembler:
         )
         for digest, offer in offers.items():
             parts = parts_of(offer.chunks, sizes)
-            self._under_way.join(
-                digest, partial(self._work, purpose, offer, digest, parts), self._workers
+            lock = f"assemble {purpose.organization} {offer.checksum}"
+            self._under_way.join_with(
+                digest,
+                partial(self._work, purpose, offer, digest, parts, lock),
+                partial(self._turns.submit, lock),
             )
 
     def _take_up(self) -> None:
@@ -234,9 +240,13 @@ class Assembler:
             self._begun.end(connection, digest)
 
     def _work(
-        self, purpose: Purpose, offer: Offer, digest: str, parts: tuple[BlobPart, ...]
+        self,
+        purpose: Purpose,
+        offer: Offer,
+        digest: str,
+        parts: tuple[BlobPart, ...],
+        lock: str,
     ) -> None:
-        lock = f"assemble {purpose.organization} {offer.checksum}"
         try:
             with self._locks.holding(lock):
                 # Somebody else may have been at it, here or in another process.
