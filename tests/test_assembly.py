@@ -415,6 +415,17 @@ def test_one_name_cannot_be_a_file_and_a_directory(
     assert uploads.settle(uploads.build(), offer_of([B], "a_/b%")) == OK
 
 
+def test_names_that_differ_in_case_are_names_of_their_own(uploads: Assembling) -> None:
+    uploads.send(A, B)
+    for name in ("Ä/b%_", "Images/disk.bin"):
+        assert uploads.settle(uploads.build(), offer_of([A], name)) == OK
+    for name in ("images", "ä", "I", "Images/d"):
+        assert uploads.settle(uploads.build(), offer_of([B], name)) == OK
+    for name in ("Images", "Ä"):
+        answer = uploads.settle(uploads.build(), offer_of([B], name))
+        assert answer.state == "error" and "directory" in (answer.detail or "")
+
+
 @pytest.mark.parametrize("name", [".hidden", "a/.hidden/b"])
 def test_dot_names_are_reserved(uploads: Assembling, name: str) -> None:
     uploads.send(A)

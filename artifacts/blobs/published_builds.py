@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from time import time
 
-from sqlalchemy import Connection, Select, or_, select
+from sqlalchemy import Connection, Select, func, or_, select
 
 from artifacts.archive_url import BuildName
 from artifacts.blobs.assembly import Assembly, Record, Refused
@@ -121,6 +121,7 @@ class BuildFiles:
         """Refuse a name that is set to another file, or where one file is a directory of both."""
         directories = offer.name.split("/")[:-1]
         above = ["/".join(directories[:count]) for count in range(1, len(directories) + 1)]
+        below = f"{offer.name}/"
         clashes = connection.execute(
             select(build_files.c.name, build_files.c.file_id, files.c.checksum)
             .join(files, files.c.id == build_files.c.file_id)
@@ -128,7 +129,8 @@ class BuildFiles:
                 build_files.c.build_id == build_id,
                 or_(
                     build_files.c.name.in_([offer.name, *above]),
-                    build_files.c.name.startswith(f"{offer.name}/", autoescape=True),
+                    # Not LIKE, which ignores case on SQLite.
+                    func.substr(build_files.c.name, 1, len(below)) == below,
                 ),
             )
             .limit(2)
