@@ -19,6 +19,7 @@ from stored_uploads import ORGANIZATION, sha1
 
 from artifacts.blobs.assembly import Assembly
 from artifacts.blobs.begun_work import BegunOffer, BegunWork
+from artifacts.blobs.offers import Offer
 from artifacts.blobs.storage import StorageError
 from artifacts.database.database import Database
 from artifacts.database.tables import assemblies, build_files, builds, files
@@ -297,6 +298,17 @@ def test_a_file_over_the_limit_is_an_error_without_any_work(uploads: Assembling)
     assert uploads.ask(purpose, offer_of(over))[0].state == "error"
     assert uploads.opened == []
     assert uploads.settle(purpose, offer_of([A, B])) == OK
+
+
+def test_a_chunk_that_is_named_so_often_that_no_build_has_such_a_file_is_an_error(
+    uploads: Assembling,
+) -> None:
+    uploads.send(bytes(8 << 20))
+    over = Offer("0" * 40, "zeros.img", (sha1(bytes(8 << 20)),) * (8192 + 1))
+    assert uploads.ask(uploads.build(), over) == [
+        Assembly.error("the file is larger than 68,719,476,736 bytes")
+    ]
+    assert uploads.opened == []
 
 
 def test_a_hundred_thousand_chunks_are_answered_and_assembled(uploads: Assembling) -> None:
