@@ -438,6 +438,20 @@ def test_names_that_differ_in_case_are_names_of_their_own(uploads: Assembling) -
         assert answer.state == "error" and "directory" in (answer.detail or "")
 
 
+def test_a_name_that_is_too_long_is_an_error_in_words_and_the_longest_is_taken(
+    uploads: Assembling,
+) -> None:
+    uploads.send(A)
+    # Of three bytes each, and by chance, so that no index packs them.
+    letters = "".join(chr(0x4E00 + number) for number in os.urandom(2000))
+    segments = [letters[start : start + 80] for start in range(0, len(letters), 80)]
+    longest = "/".join([*segments[:4], "x" * 60])
+    for name in ("/".join(segments), f"{longest}x"):
+        answer = uploads.ask(uploads.build(), offer_of([A], name))[0]
+        assert answer.state == "error" and "1,024 bytes" in (answer.detail or "")
+    assert uploads.settle(uploads.build(), offer_of([A], longest)) == OK
+
+
 @pytest.mark.parametrize("name", [".hidden", "a/.hidden/b"])
 def test_dot_names_are_reserved(uploads: Assembling, name: str) -> None:
     uploads.send(A)

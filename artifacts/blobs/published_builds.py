@@ -23,6 +23,8 @@ from artifacts.database.tables import build_files, builds, files
 
 # Several times a test image: few bytes of a request can name one chunk very often.
 _MAX_FILE_BYTES = 64 << 30
+# PostgreSQL has no room in an index for names that are much longer.
+_MAX_NAME_BYTES = 1024
 
 
 class BuildFiles:
@@ -49,11 +51,9 @@ class BuildFiles:
 
     def find(self, connection: Connection, offers: Collection[Offer]) -> dict[str, Assembly]:
         found = {
-            offer.checksum: Assembly.error(
-                f"names that begin with a dot are reserved: {offer.name!r:.300}"
-            )
+            offer.checksum: Assembly.error(refusal)
             for offer in offers
-            if any(segment.startswith(".") for segment in offer.name.split("/"))
+            if (refusal := _refusal_of(offer.name)) is not None
         }
         build = connection.execute(self._select_build()).first()
         if build is None:
@@ -159,3 +159,12 @@ class BuildFiles:
         return Refused(
             f"{self._build} has another file {name!r:.300} already, {checksum}; a name is set once"
         )
+
+
+def _refusal_of(name: str) -> str | None:
+    """Return why no build has a file of that name; None if one may."""
+    if any(segment.startswith(".") for segment in name.split("/")):
+        return f"names that begin with a dot are reserved: {name!r:.300}"
+    if len(name.encode("utf-8")) > _MAX_NAME_BYTES:
+        return f"a shorter name is needed, of {_MAX_NAME_BYTES:,} bytes at most: {name!r:.300}"
+    return None
