@@ -115,4 +115,4 @@ def _read(blobs: BlobStore, part: BlobPart, *, is_checked: bool) -> list[bytes]:
         return blocks
     if blobs.drop(part.checksum) is None:
         raise StorageError(f"blob {part.checksum} came damaged once, and is whole by now")
-    raise BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
+    raise BlobDamaged(part.checksum)

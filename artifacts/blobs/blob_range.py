@@ -21,6 +21,9 @@ class BlobDamaged(StorageError):
 
     code = "blob_damaged"
 
+    def __init__(self, checksum: str) -> None:
+        super().__init__(f"blob {checksum} is damaged, and has to be sent again")
+
 
 class BlobRange:
     """Bytes ``start`` up to ``stop`` of a file; a context manager.
@@ -124,7 +127,7 @@ class BlobRange:
     def _damaged(self, part: BlobPart) -> StorageError:
         self.close()
         if self._blobs.drop(part.checksum) is not None:
-            return _told_damaged(part)
+            return BlobDamaged(part.checksum)
         # It is whole when read once more, or others have found it damaged, and dropped it.
         return StorageError(f"blob {part.checksum} came damaged")
 
@@ -138,8 +141,4 @@ def drop_damaged(blobs: BlobStore, parts: Sequence[BlobPart]) -> None:
     """
     damaged = [part for part in parts if blobs.drop(part.checksum) is not None]
     if damaged:
-        raise _told_damaged(damaged[0])
-
-
-def _told_damaged(part: BlobPart) -> BlobDamaged:
-    return BlobDamaged(f"blob {part.checksum} is damaged, and has to be sent again")
+        raise BlobDamaged(damaged[0].checksum)
