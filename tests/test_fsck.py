@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_storage import FailingStorage, Trouble
 from stored_uploads import HOUR, ORGANIZATION, StoredUploads, sha1
 
 from artifacts.blobs import check, inventory
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.incomplete import IncompleteFile
-from artifacts.blobs.storage import BlobStorage, OpenedBlob, StorageError
+from artifacts.blobs.storage import BlobStorage, OpenedBlob, StorageError, StoredBlob
 from artifacts.database.database import Database
 from artifacts.database.locks import ProcessLocks
 from artifacts.database.tables import blobs
@@ -162,6 +164,72 @@ def test_nothing_is_dropped_where_more_is_missing_than_there(
     assert not uploads.check().is_bad
 
 
+def test_what_cannot_be_read_is_told_and_dropped_while_others_can(
+    database: Database, tmp_path: Path
+) -> None:
+    storage = FailingStorage(DirectoryStorage(tmp_path / "blobs"))
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    chunks = [GOOD, BAD, b"another"]
+    bad = [uploads.send(chunk) for chunk in chunks][1]
+    uploads.add_debug_file("crash_lab", chunks)
+    refusal = Trouble(error=StorageError("cannot read: Input/output error"))
+    storage.misbehave("open", refusal, checksum=bad)
+    storage.misbehave("delete", refusal)
+    told = uploads.check()
+    assert (told.blobs, told.unreadable, told.damaged, told.dropped) == (3, 1, 0, 0)
+    assert told.is_bad and [file.name for file in told.incomplete] == ["crash_lab"]
+    assert [(found.checksum, found.words) for found in told.findings] == [
+        (bad, "cannot read: Input/output error")
+    ]
+    assert uploads.check(repair=True).dropped == 1
+    assert uploads.blobs.lease_owned(ORGANIZATION, [bad]) == {}
+
+    storage.behave()
+    uploads.send(BAD)
+    assert not uploads.check().is_bad
+
+
+@pytest.mark.parametrize("whole_ones", [0, 5])
+def test_what_cannot_be_read_stays_where_nothing_else_can(
+    whole_ones: int, database: Database, tmp_path: Path
+) -> None:
+    storage = FailingStorage(DirectoryStorage(tmp_path / "blobs"))
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    for number in range(whole_ones):
+        uploads.send(b"%d" % number)
+    bad = uploads.send(BAD)
+    away = Trouble(error=StorageError("the storage does not answer"))
+    storage.misbehave("open", away, checksum=bad)
+    list_blobs = storage.list
+
+    def go_away() -> Iterator[StoredBlob]:
+        storage.misbehave("open", away)
+        return list_blobs()
+
+    # After the reading, and before what it has found is dropped.
+    storage.list = go_away  # type: ignore[method-assign]
+    if whole_ones:
+        with pytest.raises(StorageError):
+            uploads.check(repair=True)
+    else:
+        assert uploads.check(repair=True).is_doubtful
+    assert uploads.is_recorded(bad)
+
+
+def test_a_storage_that_is_away_is_not_asked_for_every_blob(
+    database: Database, tmp_path: Path
+) -> None:
+    storage = FailingStorage(DirectoryStorage(tmp_path / "blobs"))
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    for number in range(60):
+        uploads.send(b"%d" % number)
+    storage.misbehave("open", Trouble(error=StorageError("the storage does not answer")))
+    with pytest.raises(StorageError):
+        uploads.check(repair=True)
+    assert sum(method == "open" for method, _ in storage.calls) < 30
+    assert uploads.count(blobs) == 60
+
+
 def test_a_storage_that_fails_says_nothing_about_its_blobs(
     uploads: StoredUploads, storage: BlobStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,8 +240,7 @@ def test_a_storage_that_fails_says_nothing_about_its_blobs(
 
     with monkeypatch.context() as broken:
         broken.setattr(storage, "open", refuse)
-        with pytest.raises(StorageError):
-            uploads.check(repair=True)
+        assert uploads.check(repair=True).is_doubtful
         with pytest.raises(StorageError):
             uploads.blobs.drop(checksum)
     assert not uploads.check().is_bad

@@ -5,6 +5,7 @@ A blob is there if the database says so, and the database says so only once the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Select, select
 
-from artifacts.blobs.damage import Damage, find_damage
-from artifacts.blobs.storage import BlobStorage, OpenedBlob
+from artifacts.blobs.damage import Damage, find_damage, unreadable
+from artifacts.blobs.storage import BlobStorage, OpenedBlob, StorageError
 from artifacts.database.batches import batches
 from artifacts.database.database import Database
 from artifacts.database.locks import Locks
@@ -23,6 +24,7 @@ from artifacts.errors import Busy
 # For which what a client was told to be there stays, at least.
 LEASE_SECONDS = 24 * 3600.0
 
+_log = logging.getLogger(__name__)
 _Removed = TypeVar("_Removed")
 
 
@@ -129,26 +131,37 @@ class BlobStore:
         with self._locks.holding(checksum):
             return self._find_damage(checksum)
 
-    def drop(self, checksum: str) -> Damage | None:
+    def drop(self, checksum: str, read_others: Callable[[], object] | None = None) -> Damage | None:
         """Forget a blob that is damaged or missing, and remove it: it will be asked for again.
 
         One that is whole stays: others may have found the damage, too, and it has been sent anew.
+        Bytes that cannot be removed stay as well, until garbage is collected.
+
+        Args:
+            read_others: raises StorageError if other blobs cannot be read; if it does not, one that
+                the storage does not let be read counts as damaged.
 
         Returns:
             What was wrong with it; None if it is whole, or not on record.
 
         Raises:
-            StorageError: the storage does not let it be read or removed.
+            StorageError: the storage does not let it be read.
         """
 
         def unrecord() -> Damage | None:
-            damage = self._find_damage(checksum)
+            try:
+                damage = self._find_damage(checksum)
+            except StorageError as error:
+                if read_others is None:
+                    raise
+                read_others()
+                damage = unreadable(checksum, error)
             if damage is not None:
                 with self._database.writing() as connection:
                     connection.execute(blobs.delete().where(blobs.c.checksum == checksum))
             return damage
 
-        return self._remove(checksum, unrecord)
+        return self._remove(checksum, unrecord, self._try_to_delete)
 
     def collect(self, checksum: str, now: float) -> int | None:
         """Remove a blob if no file uses it and its lease is over.
@@ -170,7 +183,7 @@ class BlobStore:
                 connection.execute(blobs.delete().where(blobs.c.checksum == checksum))
                 return int(row.size)
 
-        return self._remove(checksum, unrecord)
+        return self._remove(checksum, unrecord, self.storage.delete)
 
     def remove_unrecorded(self, checksum: str) -> bool:
         """Remove the bytes of a blob that is not on record; return whether it is not.
@@ -178,12 +191,18 @@ class BlobStore:
         Raises:
             StorageError: they cannot be removed.
         """
-        may_go = self._remove(
-            checksum, lambda: None if self._size_of(checksum) is not None else True
-        )
-        return may_go is not None
 
-    def _remove(self, checksum: str, unrecord: Callable[[], _Removed | None]) -> _Removed | None:
+        def unrecord() -> bool | None:
+            return True if self._size_of(checksum) is None else None
+
+        return self._remove(checksum, unrecord, self.storage.delete) is not None
+
+    def _remove(
+        self,
+        checksum: str,
+        unrecord: Callable[[], _Removed | None],
+        delete: Callable[[str], None],
+    ) -> _Removed | None:
         """Remove the bytes of a blob, unless ``unrecord`` returns None; return what it returns.
 
         Both under its lock. Should that be lost meanwhile, others may have stored and recorded the
@@ -194,12 +213,19 @@ class BlobStore:
             with self._locks.holding(checksum):
                 removed = unrecord()
                 if removed is not None:
-                    self.storage.delete(checksum)
+                    delete(checksum)
         except Busy:
             if removed is not None:
                 self.drop(checksum)
             raise
         return removed
+
+    def _try_to_delete(self, checksum: str) -> None:
+        try:
+            self.storage.delete(checksum)
+        except StorageError as error:
+            # Once it is sent anew, it takes their place.
+            _log.warning("blob %s is forgotten, and its bytes are left: %s", checksum, error)
 
     def _find_damage(self, checksum: str) -> Damage | None:
         size = self._size_of(checksum)

@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from artifacts.blobs.blob_store import BlobStore
-from artifacts.blobs.damage import Damage, find_damage
+from artifacts.blobs.damage import Damage, find_damage, unreadable
 from artifacts.blobs.garbage import RECORD_SECONDS
 from artifacts.blobs.incomplete import IncompleteFile, find_incomplete
 from artifacts.blobs.inventory import (
@@ -17,6 +18,8 @@ from artifacts.blobs.inventory import (
     pages_of_records,
     unrecorded_blobs,
 )
+from artifacts.blobs.storage import StorageError
+from artifacts.blobs.storage_failures import StorageFailures
 from artifacts.database.database import Database
 from artifacts.errors import shutting_down
 from artifacts.workers import Workers
@@ -37,11 +40,12 @@ class CheckReport:
     Attributes:
         blobs, bytes: that were read, and that should have been.
         damaged, missing: how many blobs are not what they are on record for, or not there at all.
+        unreadable: at how many blobs the storage fails.
         unrecorded: how many blobs are in the storage, and not on record; collecting garbage
             removes them.
-        dropped: how many of the damaged and missing ones are forgotten now.
-        is_doubtful: nothing was dropped, as more is missing than there.
-        findings: what is damaged or missing, 10,000 at most.
+        dropped: how many of these three are forgotten now.
+        is_doubtful: nothing was dropped, as more is missing than there, or unreadable than whole.
+        findings: what is damaged, missing or unreadable, 10,000 at most.
         incomplete: files that miss blobs, 10,000 at most.
     """
 
@@ -49,6 +53,7 @@ class CheckReport:
     bytes: int = 0
     damaged: int = 0
     missing: int = 0
+    unreadable: int = 0
     unrecorded: int = 0
     dropped: int = 0
     is_doubtful: bool = False
@@ -58,7 +63,7 @@ class CheckReport:
     @property
     def is_bad(self) -> bool:
         """Whether something is lost that is to be sent again."""
-        return bool(self.damaged or self.missing or self.incomplete)
+        return bool(self.damaged or self.missing or self.unreadable or self.incomplete)
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,11 @@ class BlobCheck:
         self._blobs = blobs
         self._stopped = stopped
         self._now = now
-        self._lock = threading.Lock()  # guards the progress
+        self._lock = threading.Lock()  # guards the progress, the failures, and what was read last
         self._blobs_done = self._bytes_done = 0
         self._blobs_total = self._bytes_total = 0
+        self._failures = StorageFailures()
+        self._whole: BlobRecord | None = None
 
     @property
     def progress(self) -> CheckProgress:
@@ -98,13 +105,13 @@ class BlobCheck:
             )
 
     def run(self, *, repair: bool = False) -> CheckReport:
-        """Read all blobs; with ``repair``, forget those that are damaged or missing.
+        """Read all blobs; with ``repair``, forget those that are damaged, missing or unreadable.
 
         These are asked for again when somebody uploads a file that has them.
 
         Raises:
             Busy: the database is unavailable, a blob is locked for too long, or it was stopped.
-            StorageError: the storage cannot be read.
+            StorageError: the storage cannot be listed, or fails at many blobs one after the other.
         """
         report = CheckReport()
         totals = count_recorded(self._database)
@@ -131,23 +138,41 @@ class BlobCheck:
 
     def _check(self, record: BlobRecord) -> Damage | None:
         self._check_stopped()
-        damage = find_damage(self._blobs.storage, record.checksum, record.size)
-        if damage is not None:
-            # It may have been removed, or sent anew, while it was read.
-            damage = self._blobs.find_damage(record.checksum)
+        with self._lock:
+            self._failures.check()
+        failure = None
+        try:
+            damage = self._read(record)
+            is_whole = damage is None
+            if not is_whole:
+                # It may have been removed, or sent anew, while it was read.
+                damage = self._blobs.find_damage(record.checksum)
+        except StorageError as error:
+            failure, is_whole = error, False
+            damage = unreadable(record.checksum, error)
         with self._lock:
             self._blobs_done += 1
             self._bytes_done += record.size
+            if is_whole:
+                self._whole = record
+            if failure is None:
+                self._failures.note_success()
+            else:
+                self._failures.note(failure)
         return damage
 
     def _repair(self, report: CheckReport) -> None:
-        whole = report.blobs - report.damaged - report.missing
-        if report.missing > max(whole, _MAX_MISSING):
+        whole = report.blobs - report.damaged - report.missing - report.unreadable
+        if report.missing > max(whole, _MAX_MISSING) or report.unreadable > whole:
             report.is_doubtful = True
             return
+        read_others = None if self._whole is None else partial(self._read, self._whole)
         for finding in report.findings:
             self._check_stopped()
-            report.dropped += self._blobs.drop(finding.checksum) is not None
+            report.dropped += self._blobs.drop(finding.checksum, read_others) is not None
+
+    def _read(self, record: BlobRecord) -> Damage | None:
+        return find_damage(self._blobs.storage, record.checksum, record.size)
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
@@ -156,6 +181,7 @@ class BlobCheck:
 
 def _note(report: CheckReport, damage: Damage) -> None:
     report.missing += damage.is_missing
-    report.damaged += not damage.is_missing
+    report.unreadable += damage.is_unreadable
+    report.damaged += not (damage.is_missing or damage.is_unreadable)
     if len(report.findings) < _MAX_TOLD:
         report.findings.append(damage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from artifacts.blobs.sha1 import new_sha1
-from artifacts.blobs.storage import BlobMissing, BlobStorage
+from artifacts.blobs.storage import BlobMissing, BlobStorage, StorageError
 
 _BLOCK_BYTES = 1 << 20
 
@@ -18,11 +18,13 @@ class Damage:
         checksum: by which it is on record.
         is_missing: the storage has none of it.
         words: the same, and more, for people.
+        is_unreadable: the storage fails at it, which may pass.
     """
 
     checksum: str
     is_missing: bool
     words: str
+    is_unreadable: bool = False
 
 
 def find_damage(storage: BlobStorage, checksum: str, size: int) -> Damage | None:
@@ -49,3 +51,8 @@ def find_damage(storage: BlobStorage, checksum: str, size: int) -> Damage | None
     if digest.hexdigest() != checksum:
         return Damage(checksum, False, f"the SHA-1 of its bytes is {digest.hexdigest()}")
     return None
+
+
+def unreadable(checksum: str, error: StorageError) -> Damage:
+    """Return what is wrong with a blob that the storage does not let be read."""
+    return Damage(checksum, is_missing=False, words=error.message, is_unreadable=True)

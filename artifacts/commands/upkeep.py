@@ -71,7 +71,9 @@ def gc_command(as_json: bool, config: Path | None, **options: Any) -> None:
 
 @click.command("fsck", context_settings=CONTEXT_SETTINGS)
 @click.option(
-    "--repair", is_flag=True, help="forget what is damaged or missing, so that it is asked for"
+    "--repair",
+    is_flag=True,
+    help="forget what is damaged, missing or unreadable, so that it is asked for",
 )
 @_as_json
 @_directories
@@ -81,8 +83,8 @@ def fsck_command(
 ) -> None:
     """Check all that is kept of uploads against its checksums.
 
-    Ends with status 1 if something is damaged or missing, repaired or not: it has to be uploaded
-    again.
+    Ends with status 1 if something is damaged, missing or unreadable, repaired or not: it has to be
+    uploaded again.
     """
     with _upkeep_of(load_config(given(options), config)) as upkeep:
         report = _watch(upkeep, repair)
@@ -92,11 +94,11 @@ def fsck_command(
         _print_report(report)
     if report["is_doubtful"]:
         click.echo(
-            "devserver: more blobs are missing than there, so nothing was dropped; is it the right "
-            "blob storage, and its disk mounted?",
+            "devserver: more blobs are missing than there, or unreadable than whole, so nothing "
+            "was dropped; is it the right blob storage, and its disk mounted?",
             err=True,
         )
-    if report["damaged"] or report["missing"] or report["incomplete"]:
+    if any(report[what] for what in ("damaged", "missing", "unreadable", "incomplete")):
         context.exit(1)
 
 
@@ -234,16 +236,22 @@ def _bar() -> Progress:
 
 def _print_report(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
-        state = "missing" if finding["is_missing"] else "damaged"
-        click.echo(f"{state} {finding['checksum']}: {finding['words']}")
+        click.echo(f"{_state(finding)} {finding['checksum']}: {finding['words']}")
     for file in report["incomplete"]:
         owner = file["build"] or f"debug files of {file['organization']}/{file['project']}"
         click.echo(f"incomplete {owner}: {file['name']}")
     click.echo(
         f"{report['blobs']} blobs, {_megabytes(report['bytes'])}: {report['damaged']} damaged, "
-        f"{report['missing']} missing, {report['unrecorded']} not on record; "
+        f"{report['missing']} missing, {report['unreadable']} unreadable, "
+        f"{report['unrecorded']} not on record; "
         f"{report['dropped']} dropped"
     )
+
+
+def _state(finding: dict[str, Any]) -> str:
+    if finding["is_missing"]:
+        return "missing"
+    return "unreadable" if finding["is_unreadable"] else "damaged"
 
 
 def _megabytes(count: int) -> str:
