@@ -177,6 +177,41 @@ def test_what_the_server_has_is_not_sent_again(
     assert len(proxy.passed) == len(chunks_of(build))
 
 
+def times_asked(proxy: ChunkProxy) -> int:
+    return sum(request.path.endswith("/assemble/") for request in proxy.requests)
+
+
+def test_of_files_with_the_same_bytes_one_is_asked_for_after_another(
+    proxy: ChunkProxy, token: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    for number in range(20):
+        (tmp_path / "out" / f"file-{number}").write_bytes(b"all alike")
+    asked_before_sending: list[int] = []
+    proxy.on_chunks = lambda _: asked_before_sending.append(times_asked(proxy))
+    assert published(NAME, tmp_path / "out", url=proxy.url, token=token)["bytes_sent"] == 9
+    assert asked_before_sending == [1]
+    before = times_asked(proxy)
+    published(NAME, tmp_path / "out", url=proxy.url, token=token)
+    assert times_asked(proxy) - before == 20
+
+
+def test_a_file_that_changes_while_it_is_assembled_is_noticed(
+    proxy: ChunkProxy, token: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    changed = tmp_path / "out/notes.txt"
+    changed.write_bytes(b"first build")
+
+    def change(_: int) -> None:
+        # The chunk has been read by now.
+        changed.write_bytes(b"second build")
+
+    proxy.on_chunks = change
+    assert "notes.txt has changed" in refusal(NAME, tmp_path / "out", url=proxy.url, token=token)
+    assert times_asked(proxy) == 1
+
+
 def test_another_organization_sends_its_own_chunks(
     server: RunningServer, proxy: ChunkProxy, token: str, build: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -166,7 +166,7 @@ class _Publishing:
         published_bar: TaskID,
     ) -> None:
         self._uploader = uploader
-        self._left = list(files)
+        self._files = files
         self._stopped = stopped
         self._progress = progress
         self._sent_bar = sent_bar
@@ -185,44 +185,47 @@ class _Publishing:
 
     def run(self) -> int:
         """Return how many bytes were sent, once all files are there."""
+        for files in _requests_of(self._files):
+            self._publish(files)
+        return self._bytes_sent
+
+    def _publish(self, left: dict[str, HashedFile]) -> None:
         pause = _FIRST_LOOK_SECONDS
         give_up_at = monotonic() + _MAX_ASSEMBLING_SECONDS
         while True:
-            left_before = len(self._left)
-            missing = self._ask()
-            if not self._left:
-                return self._bytes_sent
+            left_before = len(left)
+            missing = self._ask(left)
+            if not left:
+                return
             if missing:
                 self._send(missing)
-            if missing or len(self._left) < left_before:
+            if missing or len(left) < left_before:
                 pause = _FIRST_LOOK_SECONDS
                 give_up_at = monotonic() + _MAX_ASSEMBLING_SECONDS
             elif monotonic() > give_up_at:
+                name = next(iter(left.values())).file.name
                 raise DevserverError(
-                    f"the server is still assembling {self._left[0].file.name}; its log may say "
+                    f"the server is still assembling {name}; its log may say "
                     "why. What was sent stays there for a day: publish again to go on"
                 )
             if not missing:
                 self._stopped.wait(pause)
                 pause = min(pause * _LOOKS_GROW, _MAX_LOOK_SECONDS)
 
-    def _ask(self) -> list[LocalChunk]:
-        """Ask where the files stand that are left; return the chunks that are missing."""
+    def _ask(self, left: dict[str, HashedFile]) -> list[LocalChunk]:
+        """Ask where files stand, and take out those that are done; return the missing chunks."""
+        for hashed in left.values():
+            hashed.file.check_unchanged()
         missing: dict[str, LocalChunk] = {}
-        done: set[str] = set()
-        for files in _requests_of(self._left):
-            for hashed in files.values():
-                hashed.file.check_unchanged()
-            for checksum, standing in self._uploader.assemble(files).items():
-                file = files[checksum].file
-                if standing.state == "error":
-                    raise DevserverError(f"{file.name}: {standing.detail or 'it is refused'}")
-                if standing.state == "ok":
-                    done.add(file.name)
-                    self._progress.advance(self._published_bar, file.size)
-                for chunk in standing.missing_chunks:
-                    missing[chunk] = self._chunk(chunk)
-        self._left = [hashed for hashed in self._left if hashed.file.name not in done]
+        for checksum, standing in self._uploader.assemble(left).items():
+            file = left[checksum].file
+            if standing.state == "error":
+                raise DevserverError(f"{file.name}: {standing.detail or 'it is refused'}")
+            if standing.state == "ok":
+                del left[checksum]
+                self._progress.advance(self._published_bar, file.size)
+            for chunk in standing.missing_chunks:
+                missing[chunk] = self._chunk(chunk)
         return list(missing.values())
 
     def _chunk(self, checksum: str) -> LocalChunk:
@@ -270,20 +273,21 @@ class _Publishing:
 
 def _requests_of(files: Sequence[HashedFile]) -> Iterator[dict[str, HashedFile]]:
     """Divide files into what is asked with one request, where each checksum can be there once."""
-    left = list(files)
-    while left:
+    copies: Counter[str] = Counter()
+    layers: defaultdict[int, list[HashedFile]] = defaultdict(list)
+    for file in files:
+        layers[copies[file.checksum]].append(file)
+        copies[file.checksum] += 1
+    for layer in layers.values():
         request: dict[str, HashedFile] = {}
-        later = []
         room = _OFFER_BYTES
-        for file in left:
-            room_after = room - _offer_bytes(file)
-            if file.checksum in request or (request and room_after < 0):
-                later.append(file)
-            else:
-                request[file.checksum] = file
-                room = room_after
+        for file in layer:
+            room -= _offer_bytes(file)
+            if request and room < 0:
+                yield request
+                request, room = {}, _OFFER_BYTES - _offer_bytes(file)
+            request[file.checksum] = file
         yield request
-        left = later
 
 
 def _offer_bytes(file: HashedFile) -> int:
