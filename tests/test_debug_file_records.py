@@ -93,3 +93,29 @@ def test_a_large_project_is_listed_as_fast_as_a_smaller_one(
         assert len(listed) == (500 if debug_id is None else 1)
 
     assert steps_of(lambda: list_of("large")) <= steps_of(lambda: list_of("smaller")) * 1.2 + 5
+
+
+def test_the_files_of_another_organization_are_not_found(database: Database) -> None:
+    recorded = record(database, "devices", 2)
+    record(database, "devices", 1, "others")
+    checksum = sha1(b"lab devices 0")
+    with database.reading() as connection:
+        assert recorded.find(connection, "others", "devices", [checksum]) == {}
+        assert recorded.find(connection, "lab", "games", [checksum]) == {}
+        assert list(recorded.find(connection, "lab", "devices", [checksum])) == [checksum]
+    assert Files(database).find("others", checksum) is None
+    assert Files(database).find("lab", checksum) is not None
+    listed = [dif["sha1"] for dif in recorded.list("others", "devices", None, None)]
+    assert listed == [sha1(b"others devices 0")]
+
+
+def test_organizations_have_the_same_file_each_for_itself(database: Database) -> None:
+    names = {}
+    for organization in ("lab", "others"):
+        row = {"organization": organization, "checksum": "a" * 40, "size": 1, "crc32c": 0}
+        with database.writing() as connection:
+            added = connection.execute(files.insert(), {**row, "created_at": 0.0})
+            names[organization] = added.inserted_primary_key[0]
+    for organization, file_id in names.items():
+        found = Files(database).find(organization, "a" * 40)
+        assert found is not None and found.id == file_id

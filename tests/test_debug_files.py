@@ -182,7 +182,9 @@ def test_projects_and_organizations_see_their_own(client: AssembleClient) -> Non
     other_project.project = f"{client.project} + \N{LATIN SMALL LETTER U WITH DIAERESIS}"
     assert other_project.list() == []
     assert other_project.upload(crash_lab("crash_lab"), "theirs")["objectName"] == "theirs"
+    # Of the same name, in another organization.
     others = AssembleClient(client.server, "others")
+    others.project = client.project
     assert others.list() == []
     content = crash_lab("crash_lab")
     offer = {sha1_of(content): {"name": "x", "chunks": [sha1_of(content)]}}
@@ -190,6 +192,8 @@ def test_projects_and_organizations_see_their_own(client: AssembleClient) -> Non
         "state": "not_found",
         "missingChunks": [sha1_of(content)],
     }
+    assert others.upload(content, "of others")["objectName"] == "of others"
+    assert [dif["objectName"] for dif in others.list()] == ["of others"]
     assert [dif["objectName"] for dif in client.list()] == ["ours"]
 
 
