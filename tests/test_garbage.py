@@ -103,6 +103,39 @@ def test_what_a_client_was_told_to_be_there_can_be_assembled_a_day_later(
     assert uploads.is_stored(checksum)
 
 
+def test_a_lease_that_lasts_long_is_not_prolonged_and_takes_no_turn_to_write(
+    tmp_path: Path, storage: BlobStorage
+) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'devserver.db'}", wait_seconds=0.1)
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    checksums = [uploads.send(b"%d" % number) for number in range(3)]
+    with database.writing():
+        told = uploads.blobs.lease_owned(ORGANIZATION, checksums)
+        assert uploads.blobs.lease_owned("another", checksums) == {}
+    assert told == dict.fromkeys(checksums, 1)
+    database.close()
+
+
+def test_many_are_leased_some_at_a_time(
+    uploads: StoredUploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blob_store, "_LEASED_AT_ONCE", 3)
+    checksums = [uploads.send(b"%d" % number) for number in range(10)]
+    others = uploads.send(b"another's", "another")
+    forget_leases(uploads)
+    with_writing, transactions = uploads.database.writing, []
+
+    def writing() -> Any:
+        transactions.append(1)
+        return with_writing()
+
+    monkeypatch.setattr(uploads.database, "writing", writing)
+    told = uploads.blobs.lease_owned(ORGANIZATION, [*checksums, others, sha1(b"unknown")])
+    assert told == dict.fromkeys(checksums, 1)
+    assert len(transactions) == 4
+    assert uploads.count(leases) == 10
+
+
 def test_a_file_that_nothing_names_goes_after_a_day_and_its_blobs_with_it(
     uploads: StoredUploads,
 ) -> None:
