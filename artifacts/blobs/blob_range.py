@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.files import BlobPart
 from artifacts.blobs.sha1 import new_sha1
 from artifacts.blobs.storage import BlobMissing, OpenedBlob, StorageError
+from artifacts.closing import Closing
 
 if TYPE_CHECKING:
     import hashlib
@@ -25,7 +25,7 @@ class BlobDamaged(StorageError):
         super().__init__(f"blob {checksum} is damaged, and has to be sent again")
 
 
-class BlobRange:
+class BlobRange(Closing):
     """Bytes ``start`` up to ``stop`` of a file; a context manager.
 
     One blob is open at a time. The end of a blob that is read whole comes only if the blob is what
@@ -92,17 +92,6 @@ class BlobRange:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
-
-    def __enter__(self) -> BlobRange:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _part_here(self) -> BlobPart:
         # Empty parts are passed over.

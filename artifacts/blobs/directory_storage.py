@@ -7,11 +7,11 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from artifacts.blobs.sha1 import is_checksum
 from artifacts.blobs.spool_directory import SpoolDirectory
 from artifacts.blobs.storage import BlobMissing, StorageError, StoredBlob
+from artifacts.closing import Closing
 from artifacts.disk import fsync_directory, make_directory
 from artifacts.errors import DevserverError, busy_if_out_of_files, storage_error
 
@@ -127,7 +127,7 @@ def _blobs_in(shard: Path) -> Iterator[StoredBlob]:
                     yield StoredBlob(checksum, status.st_size, status.st_mtime)
 
 
-class _FileRange:
+class _FileRange(Closing):
     """Part of a file; see `OpenedBlob`."""
 
     def __init__(self, path: Path, start: int, stop: int | None) -> None:
@@ -147,17 +147,6 @@ class _FileRange:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> _FileRange:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _in_words(error: OSError, doing: str, what: str) -> DevserverError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Protocol, TypeVar
 
+from artifacts.closing import Closing
 from artifacts.errors import ArchiveError, ArchiveRangeMissing
 from artifacts.sources.http_range import HttpRange
 
@@ -20,7 +20,7 @@ class Trying(Protocol):
     def __call__(self, call: Callable[[], _Result]) -> _Result: ...
 
 
-class RemoteBlob:
+class RemoteBlob(Closing):
     """Part of an object; see `OpenedBlob`. What is cut is taken up where it was: blobs stay."""
 
     def __init__(
@@ -89,14 +89,3 @@ class RemoteBlob:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
-
-    def __enter__(self) -> RemoteBlob:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

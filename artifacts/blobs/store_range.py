@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 
 from artifacts.blobs.blob_range import BlobDamaged, BlobRange
 from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.files import BlobPart
 from artifacts.blobs.storage import BlobMissing, StorageError
+from artifacts.closing import Closing
 from artifacts.database.database import DatabaseUnavailable
 from artifacts.errors import ArchiveError, TransientArchiveError
 from artifacts.sources.source import ArchiveFile
 
 
-class StoreRange:
+class StoreRange(Closing):
     """Bytes of a file that consists of blobs; see `OpenedRange`."""
 
     end_is_told = True
@@ -49,17 +49,6 @@ class StoreRange:
 
     def close(self) -> None:
         self._blob_range.close()
-
-    def __enter__(self) -> StoreRange:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.archive_url import AllowList, ArchiveUrl, check_relative_path
+from artifacts.closing import Closing
 from artifacts.errors import (
     ArchiveError,
     ArchiveFileChanged,
@@ -96,7 +97,7 @@ class FileSource:
         return resolved
 
 
-class FileRange:
+class FileRange(Closing):
     """Bytes of an open file."""
 
     end_is_told = True
@@ -129,12 +130,6 @@ class FileRange:
 
     def close(self) -> None:
         self._reader.close()
-
-    def __enter__(self) -> FileRange:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _path(archive_url: ArchiveUrl) -> Path:

@@ -18,6 +18,7 @@ import requests
 import urllib3
 
 from artifacts.checksums import Checksums
+from artifacts.closing import Closing
 from artifacts.errors import (
     ArchiveError,
     ArchiveFileChanged,
@@ -35,7 +36,7 @@ _SMALL_BYTES = 8 << 10
 _TLS_RECORD_BYTES = 16 << 10
 
 
-class HttpRange:
+class HttpRange(Closing):
     """The body of an answer, read in blocks as they come."""
 
     def __init__(
@@ -76,12 +77,6 @@ class HttpRange:
             let_go(self._response)
         else:
             self._response.close()
-
-    def __enter__(self) -> HttpRange:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _read_block(raw: Any, max_bytes: int) -> bytes:
