@@ -24,7 +24,7 @@ from artifacts.blobs import files as stored_files
 from artifacts.blobs.blob_store import LEASE_SECONDS
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.garbage import Collected
-from artifacts.blobs.storage import BlobStorage, StorageError
+from artifacts.blobs.storage import BlobStorage, StorageError, StoredBlob
 from artifacts.blobs.storages import open_storage
 from artifacts.config import Config
 from artifacts.database.database import Database
@@ -503,6 +503,26 @@ def test_collecting_ends_when_it_is_stopped(uploads: StoredUploads) -> None:
     with pytest.raises(Busy):
         uploads.collect()
     assert uploads.is_stored(checksum)
+
+
+@pytest.mark.parametrize("work", ["collect", "check"])
+def test_what_is_listed_is_not_listed_to_its_end_when_it_is_stopped(
+    work: str, uploads: StoredUploads, storage: BlobStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads.send(b"a blob")
+    [blob] = storage.list()
+    listed = []
+
+    def list_many() -> Iterator[StoredBlob]:
+        uploads.stopped.set()
+        for _ in range(10_000):
+            listed.append(blob)
+            yield blob
+
+    monkeypatch.setattr(storage, "list", list_many)
+    with pytest.raises(Busy):
+        uploads.collect() if work == "collect" else uploads.check()
+    assert len(listed) < 10_000
 
 
 def forget_leases(uploads: StoredUploads) -> None:

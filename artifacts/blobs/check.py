@@ -127,8 +127,7 @@ class BlobCheck:
         progress = self.progress
         report.blobs, report.bytes = progress.blobs_done, progress.bytes_done
         before = self._now() - RECORD_SECONDS
-        for blob in unrecorded_blobs(self._database, self._blobs.storage):
-            self._check_stopped()
+        for blob in unrecorded_blobs(self._database, self._blobs.storage, self._check_stopped):
             report.unrecorded += blob.stored_at < before
         if repair:
             self._repair(report)

@@ -131,10 +131,9 @@ class GarbageCollector:
 
     def _collect_unrecorded(self, collected: Collected) -> None:
         before = self._now() - RECORD_SECONDS
+        unrecorded = unrecorded_blobs(self._database, self._storage, self._check_stopped)
         found = [
-            blob
-            for blob in islice(unrecorded_blobs(self._database, self._storage), _UNRECORDED_AT_ONCE)
-            if blob.stored_at < before
+            blob for blob in islice(unrecorded, _UNRECORDED_AT_ONCE) if blob.stored_at < before
         ]
         recorded, _ = count_recorded(self._database)
         if len(found) > max(recorded, _MAX_UNRECORDED):

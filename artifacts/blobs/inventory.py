@@ -6,7 +6,7 @@ is told of a blob may be over when it is told; who acts on it looks again, under
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import exists, func, or_, select
@@ -58,9 +58,16 @@ def pages_of_records(database: Database, now: float) -> Iterator[list[BlobRecord
         last = rows[-1].checksum
 
 
-def unrecorded_blobs(database: Database, storage: BlobStorage) -> Iterator[StoredBlob]:
-    """Yield what the storage has and the database has no record of."""
+def unrecorded_blobs(
+    database: Database, storage: BlobStorage, check_stopped: Callable[[], None]
+) -> Iterator[StoredBlob]:
+    """Yield what the storage has and the database has no record of.
+
+    Args:
+        check_stopped: called every few hundred blobs; what it raises ends it.
+    """
     for some in batches(storage.list()):
+        check_stopped()
         checksums = [blob.checksum for blob in some]
         with database.reading() as connection:
             recorded = set(
