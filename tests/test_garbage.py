@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_storage import FailingStorage, Trouble
 from real_postgres import Postgres
 from real_servers import S3, emulated_s3
 from sqlalchemy import insert
@@ -475,24 +476,38 @@ def test_several_collect_at_the_same_time(
     assert uploads.count(blobs) == len(list(uploads.storage.list())) == 10
 
 
-def test_a_storage_that_does_not_remove_is_told_and_the_next_time_goes_on(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_blob_that_is_not_removed_is_told_and_holds_up_no_other(
+    database: Database, tmp_path: Path
 ) -> None:
-    storage = DirectoryStorage(tmp_path / "blobs")
+    storage = FailingStorage(DirectoryStorage(tmp_path / "blobs"))
     uploads = StoredUploads(database, storage, ProcessLocks())
-    for number in range(3):
+    checksums = sorted(uploads.send(b"%d" % number) for number in range(3))
+    uploads.later = 2 * DAY
+    refusal = Trouble(error=StorageError("cannot remove it"))
+    storage.misbehave("delete", refusal, checksum=checksums[0])
+    for _ in range(2):
+        with pytest.raises(StorageError, match="cannot remove it"):
+            uploads.collect()
+        assert [blob.checksum for blob in storage.list()] == checksums[:1]
+        assert uploads.count(blobs) == 0
+    storage.behave()
+    assert uploads.collect() == Collected(unrecorded_blobs=1, bytes=1)
+
+
+def test_a_storage_that_is_away_is_not_asked_to_remove_every_blob(
+    database: Database, tmp_path: Path
+) -> None:
+    storage = FailingStorage(DirectoryStorage(tmp_path / "blobs"))
+    uploads = StoredUploads(database, storage, ProcessLocks())
+    for number in range(40):
         uploads.send(b"%d" % number)
     uploads.later = 2 * DAY
-
-    def refuse(checksum: str) -> None:
-        raise StorageError(f"cannot remove {checksum}")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(storage, "delete", refuse)
-        with pytest.raises(StorageError):
-            uploads.collect()
-    assert uploads.count(blobs) == 2
-    assert uploads.collect() == Collected(blobs=2, unrecorded_blobs=1, bytes=3)
+    storage.misbehave("delete", Trouble(error=StorageError("the storage does not answer")))
+    with pytest.raises(StorageError):
+        uploads.collect()
+    assert uploads.count(blobs) == 20
+    storage.behave()
+    assert uploads.collect() == Collected(blobs=20, unrecorded_blobs=20, bytes=70)
     assert not list(storage.list())
 
 

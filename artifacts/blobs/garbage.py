@@ -23,6 +23,7 @@ from sqlalchemy import Column, Table, delete, not_, select
 from artifacts.blobs.blob_store import BlobStore
 from artifacts.blobs.files import Files, is_named
 from artifacts.blobs.inventory import count_recorded, pages_of_records, unrecorded_blobs
+from artifacts.blobs.storage_failures import StorageFailures
 from artifacts.database.database import Database
 from artifacts.database.tables import assemblies, files, leases
 from artifacts.errors import shutting_down, storage_error
@@ -88,16 +89,20 @@ class GarbageCollector:
 
         Raises:
             Busy: the database is unavailable, a blob is locked for too long, or it was stopped.
-            StorageError: the storage cannot be read, or does not remove a blob.
+            StorageError: the storage cannot be read, fails at many blobs one after the other, or,
+                once all the rest is done, it did not remove a blob.
         """
         collected = Collected()
+        failures = StorageFailures()
         # Files before blobs: those of a file that goes now can go, too.
         self._collect_files(collected)
-        self._collect_blobs(collected)
-        self._collect_unrecorded(collected)
+        self._collect_blobs(collected, failures)
+        self._collect_unrecorded(collected, failures)
         collected.leases = self._delete_expired(leases, leases.c.checksum)
         collected.assemblies = self._delete_expired(assemblies, assemblies.c.offer)
         self._collect_temporary(collected)
+        if failures.first is not None:
+            raise failures.first
         return collected
 
     def _collect_files(self, collected: Collected) -> None:
@@ -117,19 +122,20 @@ class GarbageCollector:
             for last in ids:
                 collected.files += self._gently(partial(self._files.remove_unnamed, last, before))
 
-    def _collect_blobs(self, collected: Collected) -> None:
+    def _collect_blobs(self, collected: Collected, failures: StorageFailures) -> None:
         for page in pages_of_records(self._database, self._now()):
             self._check_stopped()
             for record in page:
                 if record.is_needed:
                     continue
                 collect = partial(self._blobs.collect, record.checksum, self._now())
-                size = self._gently(collect)
-                if size is not None:
-                    collected.blobs += 1
-                    collected.bytes += size
+                with failures.noted():
+                    size = self._gently(collect)
+                    if size is not None:
+                        collected.blobs += 1
+                        collected.bytes += size
 
-    def _collect_unrecorded(self, collected: Collected) -> None:
+    def _collect_unrecorded(self, collected: Collected, failures: StorageFailures) -> None:
         before = self._now() - RECORD_SECONDS
         unrecorded = unrecorded_blobs(self._database, self._storage, self._check_stopped)
         found = [
@@ -140,9 +146,10 @@ class GarbageCollector:
             collected.unrecorded_blobs_left = len(found)
             return
         for blob in found:
-            if self._gently(partial(self._blobs.remove_unrecorded, blob.checksum)):
-                collected.unrecorded_blobs += 1
-                collected.bytes += blob.size
+            with failures.noted():
+                if self._gently(partial(self._blobs.remove_unrecorded, blob.checksum)):
+                    collected.unrecorded_blobs += 1
+                    collected.bytes += blob.size
 
     def _delete_expired(self, table: Table, key: Column[str]) -> int:
         """Delete the rows of a table that have expired, some at a time; return how many."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from artifacts.blobs.storage import StorageError
 
 # One after the other: it is the storage that is away, and each of them may take minutes to say so.
@@ -18,6 +21,16 @@ class StorageFailures:
     def __init__(self) -> None:
         self.first: StorageError | None = None
         self._in_a_row: list[StorageError] = []
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note whether the block fails."""
+        try:
+            yield
+        except StorageError as error:
+            self.note(error)
+        else:
+            self.note_success()
 
     def note(self, error: StorageError) -> None:
         """Go on after a failure, unless too many have come one after the other."""
