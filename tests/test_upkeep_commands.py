@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from click.testing import CliRunner
 from conftest import Serve
 from polling import wait_until
 from real_servers import make_certificate
@@ -22,7 +23,9 @@ from stored_uploads import HOUR, ORGANIZATION, StoredUploads, sha1
 from test_command_line import devserver
 from upload_client import UploadClient, chunk, make_token
 
+from artifacts.blobs import check
 from artifacts.blobs.directory_storage import DirectoryStorage
+from artifacts.commands.upkeep import fsck_command
 from artifacts.database.database import Database
 from artifacts.database.locks import ProcessLocks
 from artifacts.database.tables import blobs, leases
@@ -147,6 +150,18 @@ def test_fsck_tells_and_drops_what_is_damaged(
         assert uploads.blobs.lease_owned(ORGANIZATION, asked).keys() == {sha1(b"unused")}
         uploads.send(b"used")
     assert devserver("fsck", "--data-dir", str(data_directory)).returncode == 0
+
+
+def test_who_repairs_is_told_to_do_it_again_where_more_is_damaged_than_is_told(
+    data_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_MAX_TOLD", 1)
+    for data in (b"used", b"unused"):
+        damage(data_directory, data)
+    arguments = ["--repair", "--data-dir", str(data_directory)]
+    first, second = (CliRunner().invoke(fsck_command, arguments) for _ in range(2))
+    assert "1 more are left" in first.stderr and "run this again" in first.stderr
+    assert "1 dropped" in second.stdout and "left" not in second.stderr
 
 
 def test_the_calls_are_for_the_server_s_user_and_for_admins(

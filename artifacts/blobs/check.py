@@ -107,6 +107,8 @@ class BlobCheck:
     def run(self, *, repair: bool = False) -> CheckReport:
         """Read all blobs; with ``repair``, forget those that are damaged, missing or unreadable.
 
+        Only those among the report's findings are forgotten; another check finds the others.
+
         These are asked for again when somebody uploads a file that has them.
 
         Raises:

@@ -98,6 +98,11 @@ def fsck_command(
             "was dropped; is it the right blob storage, and its disk mounted?",
             err=True,
         )
+    bad = report["damaged"] + report["missing"] + report["unreadable"]
+    if repair and not report["is_doubtful"] and (left := bad - len(report["findings"])):
+        click.echo(
+            f"devserver: {left} more are left, which is too many at once: run this again", err=True
+        )
     if any(report[what] for what in ("damaged", "missing", "unreadable", "incomplete")):
         context.exit(1)
 
