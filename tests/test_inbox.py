@@ -15,6 +15,7 @@ from small_server import port_of, small_server
 
 from artifacts.serving.http_server import HttpServer
 from artifacts.serving.inbox import Inbox
+from artifacts.serving.request_body import RequestBody
 
 MAX_HEAD_BYTES = 64 << 10
 HEADS = [
@@ -282,6 +283,9 @@ def test_chunks_are_one_body_whatever_they_come_with(server: HttpServer) -> None
         (b"1" * 100_000, 400),
         (b"200000\r\n", 413),
         (b"fffff\r\n" + b"a" * 0xFFFFF + b"\r\nffff\r\n", 413),
+        # Each byte would cost as much as thousands.
+        (b"1\r\na\r\n" * 20_000, 400),
+        ((b"1;" + b"x" * 4000 + b"\r\na\r\n") * 20, 400),
     ],
 )
 def test_chunks_that_are_malformed_or_too_large_are_refused(
@@ -291,6 +295,26 @@ def test_chunks_that_are_malformed_or_too_large_are_refused(
         client.get("/a", "POST", Transfer_Encoding="chunked").send(chunks)
         assert client.reply().status == status
         assert client.is_hung_up_on
+
+
+def test_small_chunks_that_are_here_are_read_together(line: Line) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: lab\r\nTransfer-Encoding: chunked\r\n\r\n"
+    line.bring(head + b"1\r\na\r\n" * 1000 + b"2\r\nb")
+    line.near.settimeout(30)
+    line.inbox.read(len(head))
+    body = RequestBody(line.inbox, None, 1 << 20, lambda: None)
+    assert body.read_some(10) == b"a" * 10
+    assert body.read_some(1 << 20) == b"a" * 990 + b"b"
+    line.deliver(b"b\r\n0\r\n\r\n")
+    assert body.read_some(1 << 20) == b"b"
+    assert body.read_some(1 << 20) == b""
+
+
+def test_chunks_of_a_hundred_bytes_are_a_body_of_any_size(server: HttpServer) -> None:
+    with RawClient(port_of(server)) as client:
+        client.get("/a", "POST", Transfer_Encoding="chunked")
+        client.send((b"64\r\n" + b"a" * 100 + b"\r\n") * 10_000 + b"0\r\n\r\n")
+        assert len(json.loads(client.reply().body)[-1]) == 1_000_000
 
 
 def test_what_is_left_of_a_body_that_nobody_reads_is_no_request(server: HttpServer) -> None:
