@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from artifacts.database.engine import (
 from artifacts.database.schema import is_up_to_date, schema_version, upgrade_schema
 from artifacts.errors import Busy, InsufficientStorage
 from artifacts.fair_lock import FairLock
+
+_log = logging.getLogger(__name__)
 
 
 class DatabaseUnavailable(Busy):
@@ -146,7 +149,8 @@ def failures_in_words() -> Iterator[None]:
     """Raise DatabaseUnavailable where a database fails within the block; other errors as they are.
 
     Other errors are those of a statement, or of what it says: a constraint, a value that no column
-    takes.
+    takes. What the database said is for the log alone: it names hosts, users and files, and whoever
+    asks may be a stranger.
     """
     try:
         yield
@@ -155,16 +159,14 @@ def failures_in_words() -> Iterator[None]:
     except (OperationalError, InterfaceError, InternalError) as error:
         if "disk is full" in words_of(error):
             raise InsufficientStorage("the disk of the database is full") from error
-        raise DatabaseUnavailable(
-            f"the database cannot be used ({words_of(error)}); ask again"
-        ) from error
+        _log.warning("the database cannot be used: %s", words_of(error))
+        raise DatabaseUnavailable("the database cannot be used; ask again") from error
     except DatabaseError as error:
         # What SQLite says of a file that is damaged is of no class below this one.
         if type(error) is not DatabaseError:
             raise
-        raise DatabaseUnavailable(
-            f"the database is damaged ({words_of(error)}); restore it from a backup"
-        ) from error
+        _log.error("the database is damaged: %s", words_of(error))
+        raise DatabaseUnavailable("the database is damaged; restore it from a backup") from error
 
 
 def words_of(error: DBAPIError) -> str:
