@@ -192,6 +192,16 @@ def test_a_blob_that_is_damaged_is_missing_until_it_is_sent_again(
     assert purpose.seen == [A + B + C]
 
 
+def test_blobs_that_are_no_chunks_do_not_make_the_file_either(
+    uploads: Assembling, tmp_path: Path
+) -> None:
+    uploads.send(A, B)
+    for name, content in ((sha1(A), A + B[:1]), (sha1(B), B[1:])):
+        (tmp_path / "blobs" / name[:2] / name[2:]).write_bytes(content)
+    answer = uploads.settle(uploads.build(), offer_of([A, B]))
+    assert answer.state == "not_found" and sha1(A) in answer.missing_chunks
+
+
 def test_a_blob_that_has_vanished_is_missing(uploads: Assembling, tmp_path: Path) -> None:
     uploads.send(A, B)
     (tmp_path / "blobs" / sha1(A)[:2] / sha1(A)[2:]).unlink()

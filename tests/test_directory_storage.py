@@ -270,6 +270,19 @@ def test_a_disk_that_is_gone_says_nothing_about_its_blobs(
         storage.put(OTHER, spooled)
 
 
+def test_a_directory_that_is_empty_all_at_once_says_nothing_about_its_blobs(
+    open_storage: OpenStorage, tmp_path: Path
+) -> None:
+    storage = open_storage()
+    put(storage)
+    # As if the disk were not mounted there.
+    (tmp_path / "blobs").rename(tmp_path / "elsewhere")
+    (tmp_path / "blobs").mkdir()
+    with pytest.raises(StorageError) as caught:
+        storage.open(CHECKSUM)
+    assert not isinstance(caught.value, BlobMissing)
+
+
 def test_a_spool_on_another_disk_is_refused_at_start(
     open_storage: OpenStorage, tmp_path: Path, small_disk: Path
 ) -> None:

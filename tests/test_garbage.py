@@ -22,7 +22,7 @@ from stored_uploads import DAY, HOUR, ORGANIZATION, StoredUploads, sha1
 
 from artifacts.blobs import blob_store, garbage, inventory
 from artifacts.blobs import files as stored_files
-from artifacts.blobs.blob_store import LEASE_SECONDS
+from artifacts.blobs.blob_store import LEASE_SECONDS, BlobStore
 from artifacts.blobs.directory_storage import DirectoryStorage
 from artifacts.blobs.garbage import Collected
 from artifacts.blobs.storage import BlobStorage, StorageError, StoredBlob
@@ -305,27 +305,48 @@ class HeldAtDelete(DirectoryStorage):
         super().delete(checksum)
 
 
+ways_to_remove = pytest.mark.parametrize("way", ["collected", "dropped", "unrecorded"])
+
+
+def ready_to_remove(way: str, uploads: StoredUploads, data: bytes) -> Callable[[BlobStore], object]:
+    """Have a chunk sent, and what lets its blob be removed one way; return how it is removed."""
+    checksum = uploads.send(data)
+    forget_leases(uploads)
+    if way == "collected":
+        return lambda blobs: blobs.collect(checksum, time.time())
+    if way == "dropped":
+        spooled = uploads.storage.spool_directory / "damaged"
+        spooled.write_bytes(b"other bytes")
+        uploads.storage.put(checksum, spooled)
+        return lambda blobs: blobs.drop(checksum)
+    with uploads.database.writing() as connection:
+        connection.execute(blobs.delete())
+    return lambda blobs: blobs.remove_unrecorded(checksum)
+
+
+@ways_to_remove
 def test_a_chunk_that_comes_while_its_blob_is_removed_is_there_afterwards(
-    database: Database, tmp_path: Path
+    way: str, database: Database, tmp_path: Path
 ) -> None:
     storage = HeldAtDelete(tmp_path / "blobs")
     uploads = StoredUploads(database, storage, ProcessLocks())
     data = b"unused for long"
-    checksum = uploads.send(data)
-    forget_leases(uploads)
+    remove = ready_to_remove(way, uploads, data)
     with ThreadPoolExecutor() as pool:
-        collected = pool.submit(uploads.collect)
+        removed = pool.submit(remove, uploads.blobs)
         assert storage.is_held.wait(SECONDS)
-        assert not uploads.is_recorded(checksum)
-        asked = uploads.blobs.lease_owned(ORGANIZATION, [checksum])
+        assert not uploads.is_recorded(sha1(data)) and uploads.is_stored(sha1(data))
+        asked = uploads.blobs.lease_owned(ORGANIZATION, [sha1(data)])
         sent = pool.submit(uploads.send, data)
+        # It has to wait; this gives it the time to fail to.
+        assert not wait([sent], timeout=0.2).done
         storage.go_on.set()
-        assert collected.result(SECONDS).blobs == 1
-        assert asked == {} and sent.result(SECONDS) == checksum
-    assert uploads.is_recorded(checksum) and uploads.is_stored(checksum)
+        assert removed.result(SECONDS)
+        assert asked == {} and sent.result(SECONDS) == sha1(data)
+    assert uploads.is_recorded(sha1(data)) and uploads.is_stored(sha1(data))
 
 
-@pytest.mark.parametrize("way", ["collected", "dropped", "unrecorded"])
+@ways_to_remove
 def test_a_chunk_that_comes_while_the_lock_is_lost_is_whole_or_asked_for_again(
     way: str, postgres: Postgres, postgres_url: str, tmp_path: Path
 ) -> None:
@@ -341,22 +362,10 @@ def test_a_chunk_that_comes_while_the_lock_is_lost_is_whole_or_asked_for_again(
             servers.append(StoredUploads(database, storage, locks))
         one, other = servers
         data = b"unused for long"
-        checksum = other.send(data)
-        forget_leases(other)
-        if way == "dropped":
-            spooled = other.storage.spool_directory / "damaged"
-            spooled.write_bytes(b"other bytes")
-            other.storage.put(checksum, spooled)
-        elif way == "unrecorded":
-            with database.writing() as connection:
-                connection.execute(blobs.delete())
-        remove: dict[str, Callable[[], object]] = {
-            "collected": lambda: one.blobs.collect(checksum, time.time()),
-            "dropped": lambda: one.blobs.drop(checksum),
-            "unrecorded": lambda: one.blobs.remove_unrecorded(checksum),
-        }
+        checksum = sha1(data)
+        remove = ready_to_remove(way, other, data)
         with ThreadPoolExecutor() as pool:
-            removed = pool.submit(remove[way])
+            removed = pool.submit(remove, one.blobs)
             assert held.is_held.wait(SECONDS)
             postgres.cut_off_everybody(postgres_url)
             other.send(data)
