@@ -254,6 +254,13 @@ def test_a_client_may_wait_until_its_body_is_asked_for(server: HttpServer) -> No
             assert json.loads(client.send(body).reply().body)[-1] == body.decode()
 
 
+def test_who_is_answered_without_the_body_is_not_asked_for_it(server: HttpServer) -> None:
+    with RawClient(port_of(server)) as client:
+        client.get("/unread", "POST", Content_Length="10", Expect="100-continue")
+        assert client.reply().text == "not read"
+        assert client.is_hung_up_on
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: HttpServer) -> None:
     with RawClient(port_of(server)) as client:
         client.get("/a", "POST", Content_Length="2000000", Expect="100-continue")

@@ -202,6 +202,8 @@ class _Request(HTTPRequest):
         self.close_connection = True
 
     def send_headers(self) -> None:
+        # An invitation to send the body, if nobody has waited for it.
+        self.conn.wfile.take()
         if not self.close_connection and not self.rfile.finish():
             # The rest is on its way, and dropped as it comes: see `Lingerer`.
             self.close_connection = True
