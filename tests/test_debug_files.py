@@ -279,6 +279,17 @@ def test_a_file_whose_process_ends_is_an_error_told_once_and_can_be_tried_again(
     assert client.upload(content)["symbolType"] == "breakpad"
 
 
+def test_the_process_that_opens_files_is_not_given_the_servers_secrets(
+    inspector: Inspector, elf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+    monkeypatch.setenv("DEVSERVER_DATABASE_URL", "postgresql://devserver:geheim@/lab")
+    assert inspector.inspect(elf)
+    [process] = inspecting(psutil.Process())
+    assert "PATH" in process.environ()
+    assert "geheim" not in str(process.environ())
+
+
 def test_a_file_that_never_opens_is_an_error_and_the_next_one_is_opened(
     inspector: Inspector, elf: Path, tmp_path: Path
 ) -> None:

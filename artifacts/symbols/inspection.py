@@ -29,6 +29,12 @@ _IDLE_SECONDS = 60.0
 _MAX_ANSWER_BYTES = 1 << 20
 _END_SECONDS = 5
 _MAX_CODE_ID_CHARACTERS = 255
+# What Python needs to find its libraries. The rest of the server's environment, such as the keys of
+# its storage, is nothing for a process that hostile files may take over.
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "PYTHONHOME", "PYTHONPATH"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+)
 _NO_DEBUG_ID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -120,6 +126,7 @@ class Inspector:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 # What a terminal tells the server is not for it: it ends with the server.
                 start_new_session=True,
             )
