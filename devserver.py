@@ -588,7 +588,8 @@ class _Commands(click.Group):
             ctx.exit(1)
         except OSError as error:
             # Of what results are printed to, say: all else has its own words.
-            click.echo(f"devserver: {error.strerror or error}", err=True)
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"devserver: {where}{error.strerror or error}", err=True)
             ctx.exit(1)
 
 

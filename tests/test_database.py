@@ -159,7 +159,11 @@ def test_who_writes_does_not_wait_for_who_reads(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense", "", "mysql://localhost/lab", "sqlite://", "postgresql"]
+    "url",
+    [
+        *("nonsense", "", "mysql://localhost/lab", "postgresql"),
+        *("sqlite://", "sqlite:///:memory:", "sqlite:///file:lab?mode=memory&uri=true"),
+    ],
 )
 def test_what_is_no_database_url_is_told(url: str) -> None:
     with pytest.raises(ConfigError, match="database"):

@@ -218,6 +218,16 @@ def test_listing_where_there_is_no_data_directory_makes_none(tmp_path: Path) -> 
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_data_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    directory = tmp_path / "file" / "data"
+    ended = token_command(directory, "create", "--org", "lab", "--scope", PUBLISH)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (
+        ended.stderr == f"devserver: cannot write the data directory {directory}: Not a directory\n"
+    )
+
+
 def test_a_token_that_cannot_be_printed_is_told_in_one_line(tmp_path: Path) -> None:
     program = [sys.executable, str(REPOSITORY / "devserver.py"), "token", "create"]
     with Path("/dev/full").open("w") as full:

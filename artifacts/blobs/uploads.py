@@ -13,6 +13,7 @@ from artifacts.database.database import Database
 from artifacts.database.file_locks import FileLocks
 from artifacts.database.locks import Locks
 from artifacts.database.postgresql_locks import PostgresqlLocks
+from artifacts.errors import storage_error
 from artifacts.tokens import Tokens
 
 
@@ -43,10 +44,18 @@ class Uploads:
 
 
 def open_database(config: Config) -> Database:
-    """Open the database that the configuration names; the one in the data directory by default."""
+    """Open the database that the configuration names; the one in the data directory by default.
+
+    Raises:
+        ConfigError: the URL is wrong.
+        DevserverError: the directory cannot be made, or the database cannot be used.
+    """
     if config.database_url is not None:
         return Database(config.database_url)
-    config.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, f"the data directory {config.data_dir}") from error
     return Database.in_directory(config.data_dir)
 
 

@@ -53,7 +53,9 @@ def parse_database_url(url: str | URL) -> URL:
     backend = parsed.get_backend_name()
     if backend in {"postgresql", "postgres"}:
         return parsed.set(drivername="postgresql+psycopg")
-    if backend == "sqlite" and parsed.database:
+    # In memory, each connection would have a database of its own.
+    is_file = parsed.database and not parsed.database.startswith((":memory:", "file:"))
+    if backend == "sqlite" and is_file:
         return parsed.set(drivername="sqlite")
     raise ConfigError(
         "the database must be sqlite:////PATH or postgresql://USER@HOST/NAME, "
