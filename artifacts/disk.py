@@ -116,6 +116,18 @@ class DirectoryLock:
         self._file.close()
 
 
+def check_owner(directory: Path) -> None:
+    """Raise DevserverError unless the directory is this user's.
+
+    Files that others, root above all, leave there, its owner could not write.
+    """
+    owner = directory.stat().st_uid
+    if owner != os.geteuid():
+        raise DevserverError(
+            f"{directory} belongs to another user (id {owner}); run this as that user"
+        )
+
+
 def file_identity(descriptor: int) -> tuple[int, int, int, int]:
     """Return what tells an open file from all others, and from what it is once it has changed."""
     status = os.fstat(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -216,6 +217,16 @@ def test_listing_where_there_is_no_data_directory_makes_none(tmp_path: Path) -> 
     assert ended.returncode == 1
     assert "no data directory" in ended.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_another_user_than_the_servers_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, -1)
+    for arguments in (["create", "--org", "lab", "--scope", PUBLISH], ["list"]):
+        ended = token_command(tmp_path, *arguments)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert "another user (id 65534)" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_data_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from artifacts.blobs.uploads import open_database
 from artifacts.commands.options import CONTEXT_SETTINGS, given, options_for
 from artifacts.commands.tables import print_table
 from artifacts.config import load_config
+from artifacts.disk import check_owner
 from artifacts.errors import DevserverError
 from artifacts.tokens import SCOPES, Tokens
 
@@ -99,10 +100,13 @@ def _tokens(
     config_file: Path | None, options: dict[str, Any], *, may_be_new: bool = False
 ) -> Iterator[Tokens]:
     config = load_config(given(options), config_file)
-    if config.database_url is None and not may_be_new and not config.data_dir.is_dir():
-        raise DevserverError(
-            f"there is no data directory {config.data_dir}; name it with --data-dir"
-        )
+    if config.database_url is None:
+        if config.data_dir.is_dir():
+            check_owner(config.data_dir)
+        elif not may_be_new:
+            raise DevserverError(
+                f"there is no data directory {config.data_dir}; name it with --data-dir"
+            )
     with contextlib.closing(open_database(config)) as database:
         yield Tokens(database)
 

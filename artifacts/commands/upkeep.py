@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from artifacts.blobs.uploads import Uploads
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, given, options_for
 from artifacts.config import Config, load_config
-from artifacts.disk import DirectoryInUse, DirectoryLock
+from artifacts.disk import DirectoryInUse, DirectoryLock, check_owner
 from artifacts.errors import DevserverError
 from artifacts.local_server import find_local_server
 
@@ -136,20 +135,10 @@ def _upkeep_of(config: Config) -> Iterator[_Upkeep]:
     else:
         with contextlib.ExitStack() as undo:
             undo.callback(lock.release)
-            _check_owner(directory)
+            check_owner(directory)
             uploads = Uploads(config)
             undo.callback(uploads.close)
             yield _ByThisProcess(uploads)
-
-
-def _check_owner(directory: Path) -> None:
-    """Raise DevserverError unless the directory is this user's."""
-    # Files that others leave there, its owner could not write.
-    owner = directory.stat().st_uid
-    if owner != os.geteuid():
-        raise DevserverError(
-            f"{directory} belongs to another user (id {owner}); run this as that user"
-        )
 
 
 class _ByServer:
