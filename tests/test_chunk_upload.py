@@ -402,6 +402,18 @@ def bomb(megabytes: int) -> Part:
     return Part(head + megabyte * megabytes + compressor.flush(), sha1_of(b""), "file_gzip")
 
 
+def test_gzip_of_little_that_is_larger_than_a_chunk_is_refused(client: UploadClient) -> None:
+    compressor = zlib.compressobj(9, wbits=31)
+    head = compressor.compress(b"data") + compressor.flush(zlib.Z_FULL_FLUSH)
+    # A block of nothing, which unpacking takes as it is.
+    empty = b"\0\0\0\xff\xff"
+    packed_data = head + empty * (CHUNK_BYTES // 4) + compressor.flush()
+    assert gzip.decompress(packed_data) == b"data"
+    with nothing_kept(client.server):
+        sent = client.send(Part(packed_data, sha1_of(b"data"), "file_gzip"))
+        assert "8,388,608" in refusal(sent)
+
+
 def cpu_seconds(server: RunningServer) -> float:
     times = psutil.Process(server.process.pid).cpu_times()
     return float(times.user + times.system)

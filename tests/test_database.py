@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from artifacts.config import ConfigError
-from artifacts.database.database import Database
+from artifacts.database.database import Database, DatabaseUnavailable
 from artifacts.database.tables import blobs, builds, files, leases, owners, tokens
 
 TIMEOUT_SECONDS = 30
@@ -136,6 +138,21 @@ def test_of_many_threads_that_record_the_same_one_does(database: Database) -> No
     with ThreadPoolExecutor(THREADS) as pool:
         assert sum(pool.map(record, range(THREADS), timeout=TIMEOUT_SECONDS)) == 1
     assert count(database) == 1
+
+
+def test_who_is_going_to_write_keeps_other_processes_from_writing_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    # Each has its own turns to write, as two processes have.
+    url = f"sqlite:///{tmp_path / 'devserver.db'}"
+    with closing(Database(url)) as ours, closing(Database(url, wait_seconds=0.1)) as theirs:
+        with ours.writing() as connection:
+            # What it goes by is not to change before it has written.
+            assert connection.execute(select(blobs)).all() == []
+            with pytest.raises(DatabaseUnavailable), theirs.writing() as other:
+                other.execute(blobs.insert(), blob(1))
+            connection.execute(blobs.insert(), blob(1))
+        assert count(theirs) == 1
 
 
 def test_who_reads_does_not_wait_for_who_writes_and_sees_nothing_half_done(

@@ -13,6 +13,8 @@ import pytest
 from polling import wait_until
 from real_postgres import Postgres
 from running_server import REPOSITORY
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from artifacts.blobs.uploads import open_locks
 from artifacts.database.database import Database, DatabaseUnavailable
@@ -272,6 +274,40 @@ def test_a_lock_is_taken_though_its_connection_broke_while_nobody_held_it(
     postgres.cut_off_everybody(postgres_url)
     with locks.holding("blob"):
         pass
+    locks.close()
+
+
+def test_who_holds_a_lock_that_is_gone_while_its_connection_is_not_is_told(
+    postgres_url: str,
+) -> None:
+    locks = PostgresqlLocks(parse_database_url(postgres_url))
+    connections: list[DBAPIConnection] = []
+    event.listen(locks._engine, "checkout", lambda used, *_: connections.append(used))
+    with pytest.raises(DatabaseUnavailable, match="lock of blob was lost"), locks.holding("blob"):
+        # As it is with what pools connections in front of the database, and changes them.
+        connections[0].cursor().execute("SELECT pg_advisory_unlock_all()")
+    with locks.holding("blob"):
+        pass
+    locks.close()
+
+
+def test_a_lock_that_could_not_be_let_go_ends_with_its_connection(
+    postgres_url: str,
+) -> None:
+    url = parse_database_url(postgres_url)
+    locks = PostgresqlLocks(url)
+
+    def fail(_: object, __: object, statement: str, *___: object) -> None:
+        if "pg_advisory_unlock" in statement:
+            raise InterruptedError
+
+    event.listen(locks._engine, "before_cursor_execute", fail)
+    with pytest.raises(InterruptedError), locks.holding("blob"):
+        pass
+    others = PostgresqlLocks(url, wait_seconds=0.1)
+    with others.holding("blob"):
+        pass
+    others.close()
     locks.close()
 
 
