@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from itertools import pairwise
 
+import cherrypy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -315,6 +316,19 @@ def test_small_chunks_that_are_here_are_read_together(line: Line) -> None:
     line.deliver(b"b\r\n0\r\n\r\n")
     assert body.read_some(1 << 20) == b"b"
     assert body.read_some(1 << 20) == b""
+
+
+@pytest.mark.parametrize("sizes", [[11], [6, 5], [10, 1]])
+def test_chunks_over_the_limit_together_are_refused_though_all_are_here(
+    sizes: list[int], line: Line
+) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: lab\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"%x\r\n%b\r\n" % (size, b"a" * size) for size in sizes)
+    line.bring(head + chunks + b"0\r\n\r\n")
+    line.inbox.read(len(head))
+    with pytest.raises(cherrypy.HTTPError) as refused:
+        RequestBody(line.inbox, None, 10, lambda: None).read()
+    assert refused.value.code == 413
 
 
 def test_chunks_of_a_hundred_bytes_are_a_body_of_any_size(server: HttpServer) -> None:
