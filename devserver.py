@@ -37,7 +37,7 @@ from artifacts.commands.upkeep import fsck_command, gc_command
 from artifacts.config import Config, ConfigError, load_config
 from artifacts.control_files import list_control_files, read_control_file, read_suite_controls
 from artifacts.database.database import DatabaseUnavailable
-from artifacts.disk import DirectoryLock
+from artifacts.disk import LOCK_NAME, DirectoryLock
 from artifacts.equipment import Equipment
 from artifacts.errors import BadRequest, BuildNotFound, DevserverError, NotFound
 from artifacts.extractions import Extractions
@@ -369,7 +369,7 @@ class Parts:
         self._allow_list = config.allow_list
         self.catalog = Catalog.load(config.catalog)
         with contextlib.ExitStack() as undo:
-            data_lock = DirectoryLock(config.data_dir, config.data_dir / "lock")
+            data_lock = DirectoryLock(config.data_dir, config.data_dir / LOCK_NAME)
             undo.callback(data_lock.release)
             self.staging = Staging(config.static_directory.absolute())
             undo.callback(self.staging.close)

@@ -14,6 +14,9 @@ import psutil
 
 from artifacts.errors import DevserverError
 
+# Of the lock of a data directory, in it.
+LOCK_NAME = "lock"
+
 
 def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace ``path`` by ``data``: after a crash it holds either the old bytes or the new.
@@ -117,12 +120,17 @@ class DirectoryLock:
 
 
 def check_owner(directory: Path) -> None:
-    """Raise DevserverError unless the directory is this user's.
+    """Raise DevserverError unless a data directory is this user's.
 
-    Files that others, root above all, leave there, its owner could not write.
+    Files that others, root above all, leave there, the server could not write. A directory that the
+    system has made may be root's, and the server's by its group: then its lock tells whose it is.
     """
+    user = os.geteuid()
+    with contextlib.suppress(FileNotFoundError):
+        if user == (directory / LOCK_NAME).stat().st_uid:
+            return
     owner = directory.stat().st_uid
-    if owner != os.geteuid():
+    if user != owner:
         raise DevserverError(
             f"{directory} belongs to another user (id {owner}); run this as that user"
         )

@@ -27,7 +27,7 @@ from artifacts.blobs.uploads import Uploads
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, given, options_for
 from artifacts.config import Config, load_config
-from artifacts.disk import DirectoryInUse, DirectoryLock, check_owner
+from artifacts.disk import LOCK_NAME, DirectoryInUse, DirectoryLock, check_owner
 from artifacts.errors import DevserverError
 from artifacts.local_server import find_local_server
 
@@ -127,7 +127,7 @@ def _upkeep_of(config: Config) -> Iterator[_Upkeep]:
     if not directory.is_dir():
         raise DevserverError(f"there is no data directory {directory}; name it with --data-dir")
     try:
-        lock = DirectoryLock(directory, directory / "lock")
+        lock = DirectoryLock(directory, directory / LOCK_NAME)
     except DirectoryInUse as error:
         server = find_local_server(directory, error.process)
         with Client(server.url, server.secret, is_this_machine=True) as client:
