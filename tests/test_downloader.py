@@ -81,11 +81,11 @@ def settled(cache: DownloaderCache, url: ArchiveUrl) -> None:
     cache.wait_for_status(url).result(SECONDS)
 
 
-def test_a_thousand_builds_leave_both_dictionaries_empty(
+def test_hundreds_of_builds_leave_both_dictionaries_empty(
     cache: DownloaderCache, archive_directory: Path
 ) -> None:
     urls = []
-    for number in range(1000):
+    for number in range(300):
         build = archive_directory / "many" / f"R1-{number}.0.0"
         build.mkdir(parents=True)
         (build / "x_full_y.bin").write_bytes(b"%d" % number)

@@ -86,7 +86,9 @@ def token(server: RunningServer) -> str:
 
 @pytest.fixture
 def sentry_cli(server: RunningServer, token: str, tmp_path: Path) -> Iterator[SentryCli]:
-    program = shutil.which("sentry-cli")
+    # pip puts it beside Python, which need not be on PATH.
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    program = shutil.which("sentry-cli", path=os.pathsep.join(places))
     if program is None:
         missing_tool("sentry-cli")
     assert program is not None
