@@ -119,20 +119,25 @@ class DirectoryLock:
         self._file.close()
 
 
-def check_owner(directory: Path) -> None:
-    """Raise DevserverError unless a data directory is this user's.
+def owner_of(data_directory: Path) -> int:
+    """Return the id of the user that the server of a data directory runs as.
 
-    Files that others, root above all, leave there, the server could not write. A directory that the
-    system has made may be root's, and the server's by its group: then its lock tells whose it is.
+    That is whose lock is there. Where there is none yet, it is the directory's owner.
     """
-    user = os.geteuid()
     with contextlib.suppress(FileNotFoundError):
-        if user == (directory / LOCK_NAME).stat().st_uid:
-            return
-    owner = directory.stat().st_uid
-    if user != owner:
+        # The directory may be root's, as volumes are, and the server's by its group.
+        return (data_directory / LOCK_NAME).stat().st_uid
+    return data_directory.stat().st_uid
+
+
+def check_user(data_directory: Path, owner: int) -> None:
+    """Raise DevserverError unless ``owner``, of a data directory, is this process's user.
+
+    Files that others, root above all, leave there, the server could not write.
+    """
+    if owner != os.geteuid():
         raise DevserverError(
-            f"{directory} belongs to another user (id {owner}); run this as that user"
+            f"{data_directory} belongs to another user (id {owner}); run this as that user"
         )
 
 

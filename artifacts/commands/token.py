@@ -16,7 +16,7 @@ from artifacts.blobs.uploads import open_database
 from artifacts.commands.options import CONTEXT_SETTINGS, given, options_for
 from artifacts.commands.tables import print_table
 from artifacts.config import load_config
-from artifacts.disk import check_owner
+from artifacts.disk import check_user, owner_of
 from artifacts.errors import DevserverError
 from artifacts.tokens import SCOPES, Tokens
 
@@ -102,7 +102,7 @@ def _tokens(
     config = load_config(given(options), config_file)
     if config.database_url is None:
         if config.data_dir.is_dir():
-            check_owner(config.data_dir)
+            check_user(config.data_dir, owner_of(config.data_dir))
         elif not may_be_new:
             raise DevserverError(
                 f"there is no data directory {config.data_dir}; name it with --data-dir"

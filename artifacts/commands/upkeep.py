@@ -27,7 +27,7 @@ from artifacts.blobs.uploads import Uploads
 from artifacts.commands.client import Client
 from artifacts.commands.options import CONTEXT_SETTINGS, given, options_for
 from artifacts.config import Config, load_config
-from artifacts.disk import LOCK_NAME, DirectoryInUse, DirectoryLock, check_owner
+from artifacts.disk import LOCK_NAME, DirectoryInUse, DirectoryLock, check_user, owner_of
 from artifacts.errors import DevserverError
 from artifacts.local_server import find_local_server
 
@@ -126,6 +126,8 @@ def _upkeep_of(config: Config) -> Iterator[_Upkeep]:
     directory = config.data_dir.absolute()
     if not directory.is_dir():
         raise DevserverError(f"there is no data directory {directory}; name it with --data-dir")
+    # Taking the lock may make it.
+    owner = owner_of(directory)
     try:
         lock = DirectoryLock(directory, directory / LOCK_NAME)
     except DirectoryInUse as error:
@@ -135,7 +137,7 @@ def _upkeep_of(config: Config) -> Iterator[_Upkeep]:
     else:
         with contextlib.ExitStack() as undo:
             undo.callback(lock.release)
-            check_owner(directory)
+            check_user(directory, owner)
             uploads = Uploads(config)
             undo.callback(uploads.close)
             yield _ByThisProcess(uploads)

@@ -131,6 +131,10 @@ class Inspector:
                 start_new_session=True,
             )
             self._look_at(time.monotonic() + self._idle_seconds)
+        if self._is_closed:
+            # `close` has looked for a process before there was this one.
+            self._end()
+            raise shutting_down()
         return self._process
 
     def _ask(self, process: subprocess.Popen[bytes], path: Path) -> dict[str, Any]:
