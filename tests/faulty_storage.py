@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from artifacts.blobs.storage import BlobStorage, OpenedBlob, StorageError, StoredBlob
+from artifacts.closing import Closing
 
 _HOLD_SECONDS = 60
 
@@ -160,7 +160,7 @@ def _wait_for_either(event: threading.Event, amnesty: threading.Event) -> None:
             return
 
 
-class _TroubledBlob:
+class _TroubledBlob(Closing):
     """An opened blob, whose bytes are damaged or end where they should not."""
 
     def __init__(self, opened: OpenedBlob, start: int, trouble: Trouble) -> None:
@@ -186,14 +186,3 @@ class _TroubledBlob:
 
     def close(self) -> None:
         self._opened.close()
-
-    def __enter__(self) -> _TroubledBlob:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

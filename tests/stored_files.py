@@ -87,14 +87,16 @@ class StoredFiles:
         checksums = [self.keep(chunk) for chunk in chunks]
         lengths = {sha1_of(chunk): len(chunk) for chunk in chunks}
         with self.database.writing() as connection:
-            file_id = self.files.add(
+            self.files.add(
                 connection,
                 ORGANIZATION,
                 sha1_of(content),
                 google_crc32c.value(content),
                 parts_of(checksums, lengths),
             )
-            return self.files.get(connection, file_id)
+        added = self.files.find(ORGANIZATION, sha1_of(content))
+        assert added is not None
+        return added
 
     def publish(self, build: str, name: str, file: AssembledFile) -> None:
         """Make a file part of a build, in the place of what it may have by that name."""

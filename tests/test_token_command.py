@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import requests
-from conftest import Serve
+from conftest import Serve, missing_tool
 from running_server import REPOSITORY, RunningServer
 from test_command_line import devserver
 
@@ -219,8 +219,9 @@ def test_listing_where_there_is_no_data_directory_makes_none(tmp_path: Path) -> 
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_another_user_than_the_servers_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        missing_tool("the right to give files away")
     os.chown(tmp_path, 65534, -1)
     for arguments in (["create", "--org", "lab", "--scope", PUBLISH], ["list"]):
         ended = token_command(tmp_path, *arguments)

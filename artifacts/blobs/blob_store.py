@@ -42,9 +42,7 @@ class BlobStore:
 
     def has(self, checksum: str) -> bool:
         """Whether a blob is there, whoever has sent it; not to be told to clients."""
-        with self._database.reading() as connection:
-            found = connection.execute(select(blobs.c.size).where(blobs.c.checksum == checksum))
-            return found.first() is not None
+        return self._size_of(checksum) is not None
 
     def keep(self, organization: str, checksum: str, size: int, spooled: Path | None) -> bool:
         """Have a blob that ``organization`` has sent; it has a lease when this returns.
@@ -77,12 +75,10 @@ class BlobStore:
 
     def _claim(self, organization: str, checksum: str) -> bool:
         with self._database.writing() as connection:
-            is_there = connection.execute(
-                select(blobs.c.checksum).where(blobs.c.checksum == checksum)
-            ).first()
-            if is_there is not None:
+            is_there = connection.execute(_record_of(checksum)).first() is not None
+            if is_there:
                 self._own(connection, organization, checksum)
-            return is_there is not None
+            return is_there
 
     def _own(self, connection: Connection, organization: str, checksum: str) -> None:
         owned = {"checksum": checksum, "organization": organization}

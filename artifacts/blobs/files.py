@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, exists, or_, select
 
 from artifacts.database.database import Database
 from artifacts.database.tables import (
@@ -69,11 +70,6 @@ class Files:
                 )
             ).first()
             return None if row is None else self._read(connection, row)
-
-    def get(self, connection: Connection, file_id: int) -> AssembledFile:
-        """Return a file that other tables name, within a transaction."""
-        row = connection.execute(select(files).where(files.c.id == file_id)).one()
-        return self._read(connection, row)
 
     def add(
         self,
@@ -156,14 +152,12 @@ class Files:
             connection.execute(files.delete().where(files.c.id == file_id))
             return True
 
-    def _read(self, connection: Connection, row: object) -> AssembledFile:
+    def _read(self, connection: Connection, row: Row[Any]) -> AssembledFile:
         indexed = connection.execute(
-            select(blob_index)
-            .where(blob_index.c.file_id == row.id)  # type: ignore[attr-defined]
-            .order_by(blob_index.c.number)
+            select(blob_index).where(blob_index.c.file_id == row.id).order_by(blob_index.c.number)
         )
         parts = tuple(BlobPart(part.offset, part.size, part.checksum) for part in indexed)
-        return AssembledFile(row.id, row.checksum, row.size, row.crc32c, parts)  # type: ignore[attr-defined]
+        return AssembledFile(row.id, row.checksum, row.size, row.crc32c, parts)
 
 
 def is_named(file_id: ColumnElement[int] | int) -> ColumnElement[bool]:
