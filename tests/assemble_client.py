@@ -10,7 +10,7 @@ import requests
 from polling import wait_until
 from upload_client import TIMEOUT_SECONDS, UploadClient, chunk, sha1_of
 
-CRASH_LAB = Path(__file__).resolve().parent / "fixtures" / "crash_lab"
+CRASH_LAB = Path(__file__).resolve().parent / "data" / "crash_lab"
 # Of `crash_lab`, and of the files that were made from it.
 DEBUG_ID = "8fd7dd32-7311-a6f8-bad5-0bd4bd2d4843"
 CODE_ID = "32ddd78f1173f8a6bad50bd4bd2d48435d5c7d7f"
