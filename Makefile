@@ -13,6 +13,7 @@ INSTALLED = .venv/installed
 INSTALLED_TEST = .venv/installed-test
 INSTALLED_LINT = .venv/installed-lint
 INSTALLED_BENCH = .venv/installed-bench
+INSTALLED_BREAKPAD = .venv/installed-breakpad
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +23,7 @@ venv: $(INSTALLED)  ## set up .venv/ with devserver in it (PYTHON=python3.12 cho
 demo: $(INSTALLED)  ## a sample build, a server and one staged build, to see devserver work
 	@$(BIN)/devserver demo
 
-test: $(INSTALLED_TEST)  ## run the tests (PYTEST_ARGS='-k ranges' chooses some)
+test: $(INSTALLED_TEST) $(INSTALLED_BREAKPAD)  ## run the tests (PYTEST_ARGS='-k ranges' chooses some)
 	@$(BIN)/python -m pytest -n 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED_LINT)  ## check style, formatting and types
@@ -61,6 +62,9 @@ $(INSTALLED_BENCH): $(INSTALLED)
 	@echo "Installing what the benchmarks measure against ..."
 	@$(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
+
+$(INSTALLED_BREAKPAD): $(INSTALLED)
+	@.ci/breakpad_tools .venv/breakpad $@
 
 # Two installations at once would spoil .venv.
 .NOTPARALLEL:

@@ -110,6 +110,7 @@ class Lab:
             parts.config.wait_timeout,
             parts.config.accel_redirect,
         )
+        self.symbolicate_dump = parts.symbols.symbolicate_dump
         self.extract = ExtractApi(parts.members, parts.config.wait_timeout)
         self.members = MembersApi(parts.members, parts.config.wait_timeout)
         self.api = Namespace(
@@ -120,6 +121,7 @@ class Lab:
                     parts.parse_archive_url,
                     parts.config.wait_timeout,
                 ),
+                symbols=parts.symbols.api,
                 upkeep=parts.upload_service.upkeep_api,
             ),
             **{"0": parts.upload_service.protocol},
@@ -189,6 +191,19 @@ class Lab:
         drop_first = arguments.flag("clean")
         staged = self._downloads.stage(archive_url, items, wait_seconds, drop_first=drop_first)
         return "Success" if is_async else self._wait_after(wait_seconds, staged)
+
+    @lab_rpc(changes=True)
+    def stage_debug(self, arguments: Arguments) -> Wait:
+        """/stage_debug?archive_url=U[&wait=SECONDS]: stage a build's debug symbols.
+
+        Answers Success when they are staged. What the builder has not uploaded yet is waited for as
+        long as wait says.
+        """
+        archive_url = self._archive_url(arguments)
+        wait_seconds = self._upload_wait(arguments)
+        return self._wait_after(
+            wait_seconds, self._downloads.stage_symbols(archive_url, wait_seconds)
+        )
 
     @lab_rpc()
     def is_staged(self, arguments: Arguments) -> str:
@@ -383,7 +398,6 @@ class Parts:
             self.secret = new_secret()
             self.upload_service = UploadService(config, timers, self.secret)
             undo.callback(self.upload_service.close)
-            undo.callback(Symbols(self.upload_service, timers).close)
             self.sources = Sources(
                 self._allow_list, timeouts, config.max_connections, self.upload_service.source
             )
@@ -415,6 +429,14 @@ class Parts:
                 self.on_demand = OnDemand(archive_root, equipment, self.downloads)
                 undo.callback(self.on_demand.close)
             self.members = self._make_members(equipment, undo)
+            self.symbols = Symbols(
+                self.upload_service,
+                config,
+                equipment,
+                self.parse_archive_url,
+                self.downloads.stage_symbols,
+            )
+            undo.callback(self.symbols.close)
             self.load = LoadSampler()
             self.server = self._bind()
             self._undo = undo.pop_all()
@@ -478,6 +500,7 @@ class Parts:
         self.load.start()
         self.server.start()
         self.upload_service.start()
+        self.symbols.start()
 
     def stop(self) -> None:
         """Refuse new work, give what is under way its time, then end everything."""

@@ -23,6 +23,7 @@ from artifacts.recent_failures import RecentFailures
 from artifacts.shared_fetches import SharedFetches
 from artifacts.sources.source import ArchiveFile
 from artifacts.standing import asked_of, is_settled, is_staged, matters_to_all
+from artifacts.symbols.staged_symbols import SYMBOLS
 from artifacts.task import Task, Wish, settled_task
 
 __all__ = ["Downloader", "DownloaderCache"]
@@ -95,6 +96,10 @@ class DownloaderCache:
         asked = {**wishes, **brought}
         tasks = self._ask(archive_url, asked, wait_seconds, drop_first=drop_first, listing=listing)
         return first_failure([tasks[item].future for item in wishes])
+
+    def stage_symbols(self, archive_url: ArchiveUrl, wait_seconds: float = 0) -> Future[None]:
+        """Stage a build's debug symbols; as ``stage``."""
+        return self.stage(archive_url, [SYMBOLS], wait_seconds)
 
     def wait_for_status(self, archive_url: ArchiveUrl) -> Future[None]:
         """Return what ends when nothing of the build is under way, with a failure if there is one.

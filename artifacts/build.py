@@ -189,6 +189,15 @@ class Build:
                 files.update(self._tree_cache.load(self._records / name))
             return files
 
+    def members_of(self, item: Item) -> list[str]:
+        """Return the paths that an item's archives brought, as they are on record, unchecked."""
+        with self._lock:
+            record = self._manifest.items.get(item) if self._manifest else None
+            trees = record.trees if record else ()
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return [p for name in trees for p in self._tree_cache.load(self._records / name)]
+        return []
+
     def file_from(self, archive_name: str) -> tuple[str, StagedFile] | None:
         """Return path and description of the archive's file where it is published as it is."""
         with self._lock:

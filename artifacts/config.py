@@ -128,6 +128,17 @@ class Config(BaseSettings):
     upload_url_prefix: str | None = Field(
         None, description="URL at which uploaders reach this server, if it is behind a proxy"
     )
+    minidump_stackwalk: Path | None = Field(
+        None, description="Breakpad's stack walker; the one on PATH by default"
+    )
+    dump_syms: Path | None = Field(
+        None,
+        description="Breakpad's converter of debug files; by default the one beside the stack "
+        "walker, or on PATH",
+    )
+    walk_timeout: Seconds = Field(
+        60, description="seconds that the stack walker gets for a minidump"
+    )
     accel_redirect: str | None = Field(
         None,
         description="nginx's internal location of the static directory, if nginx sends the bodies",

@@ -95,6 +95,14 @@ class Staging:
             raise BuildNotFound(f"no such build: {name}")
         return build
 
+    def manifest_version(self, name: BuildName) -> tuple[int, int] | None:
+        """Return what changes whenever a build's manifest does; None where there is none."""
+        try:
+            status = (self._records / name.target / name.build / "manifest.json").stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
     def targets(self) -> list[str]:
         return _names_in(self._records)
 

@@ -14,6 +14,7 @@ from artifacts.blobs.files import Files
 from artifacts.database.database import Database
 from artifacts.database.tables import debug_files, debug_objects, files
 from artifacts.symbols.debug_files import DebugFiles
+from artifacts.symbols.symcache_records import SymcacheRecords
 
 DEBUG_ID = "8fd7dd32-7311-a6f8-bad5-{:012x}"
 
@@ -47,7 +48,7 @@ def record(database: Database, project: str, count: int, organization: str = "la
             connection.execute(
                 debug_objects.insert(), {"debug_file_id": added, "number": 0, **found}
             )
-    return DebugFiles(database, Files(database))
+    return DebugFiles(database, Files(database), SymcacheRecords(database))
 
 
 def steps_of(call: Callable[[], object]) -> int:

@@ -24,7 +24,7 @@ from upload_client import chunk, make_token, sha1_of
 
 from artifacts.blobs.assembly import Refused
 from artifacts.errors import BadRequest, Busy
-from artifacts.symbols.debug_files import parse_debug_id
+from artifacts.symbols.debug_ids import parse_debug_id
 from artifacts.symbols.inspection import InspectionFailed, Inspector
 from artifacts.timers import Timers
 from artifacts.tokens import PUBLISH, READ
@@ -82,7 +82,7 @@ def inspecting(process: psutil.Process) -> list[psutil.Process]:
     for child in process.children():
         # Others of a test run may be ending just now.
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "inspect_file.py" in str(child.cmdline()):
+            if "inspect" in child.cmdline():
                 found.append(child)
     return found
 

@@ -22,6 +22,8 @@ _METAVARS = {
     "max_unpacked": "SIZE",
     "blob_storage": "DIR or URL",
     "upload_url_prefix": "URL",
+    "minidump_stackwalk": "PATH",
+    "dump_syms": "PATH",
     "accel_redirect": "PREFIX",
     "nginx_log": "SOCKET",
 }

@@ -14,7 +14,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 from artifacts.errors import DevserverError
 
 # The newest migration. Alembic, which takes its time to import, is for databases of another.
-HEAD = "0001"
+HEAD = "0002"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Of PostgreSQL; a number that nobody else will have chosen.
 _UPGRADE_LOCK = int.from_bytes(b"devserve")

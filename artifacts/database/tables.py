@@ -2,8 +2,9 @@
 
 Uploads come as *chunks*, each kept as a *blob* under its SHA-1. A blob belongs to each organization
 that has sent it; nobody else is told that it is there. A *file* is a list of blobs, the *blob
-index*, and belongs to one organization. *Debug files* and *builds* name files. A *lease* keeps a
-blob that no file uses yet, until the client that was told of it has had the time to use it.
+index*, and belongs to one organization. *Debug files* and *builds* name files; *symcaches* are made
+of debug files. A *lease* keeps a blob that no file uses yet, until the client that was told of it
+has had the time to use it.
 
 Checksums are SHA-1, in 40 lower-case hex digits; times are seconds since 1970; sizes are in bytes.
 What a blob index names need not be there: a blob that was found damaged is dropped, and its files
@@ -77,7 +78,7 @@ files = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("organization", String(255), nullable=False),
-    Column("checksum", _CHECKSUM, nullable=False),
+    Column("checksum", _CHECKSUM, nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
     Column("crc32c", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
@@ -124,6 +125,18 @@ debug_objects = Table(
     Column("architecture", String(32), nullable=False),
     # Separated by blanks.
     Column("features", Text, nullable=False),
+)
+
+symcaches = Table(
+    "symcaches",
+    metadata,
+    Column("debug_file_id", ForeignKey("debug_files.id", ondelete="CASCADE"), primary_key=True),
+    # Of the object that it is of, and of the format.
+    Column("number", Integer, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    # Why there is none; NULL for one that was built.
+    Column("error", Text, nullable=True),
+    Column("created_at", Double, nullable=False),
 )
 
 builds = Table(

@@ -15,7 +15,9 @@ def mount(root: object) -> Any:
     """Mount ``root`` as the application at ``/``, and return it as a WSGI application."""
     # To a bare root, CherryPy would add its own icon as a call.
     application = cherrypy.tree.mount(
-        cherrypy.Application(root, ""), "", {"/": _SETTINGS, "/api/0": _UPLOAD_SETTINGS}
+        cherrypy.Application(root, ""),
+        "",
+        {"/": _SETTINGS, "/api/0": _UPLOAD_SETTINGS, "/symbolicate_dump": _UPLOAD_SETTINGS},
     )
     # Requests are logged when they are answered, by the server.
     application.log.access_log.disabled = True

@@ -15,15 +15,23 @@ from artifacts.serving.handlers import Arguments
 from artifacts.serving.upload_protocol import Access, UploadProtocol
 from artifacts.symbols.debug_files import DebugFiles, ProjectDebugFiles
 from artifacts.symbols.inspection import Inspector
+from artifacts.symbols.symcaches import Symcaches
 from artifacts.tokens import PUBLISH, READ
 
 
 class DebugFilesApi:
     """Uploading and listing debug files."""
 
-    def __init__(self, debug_files: DebugFiles, inspector: Inspector, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        debug_files: DebugFiles,
+        inspector: Inspector,
+        symcaches: Symcaches,
+        assembler: Assembler,
+    ) -> None:
         self._debug_files = debug_files
         self._inspector = inspector
+        self._symcaches = symcaches
         self._assembler = assembler
 
     def register(self, protocol: UploadProtocol) -> None:
@@ -38,7 +46,9 @@ class DebugFilesApi:
         return assemble_offered(self._assembler, purpose)
 
     def _purpose(self, organization: str, place: Mapping[str, str]) -> ProjectDebugFiles:
-        return ProjectDebugFiles(self._debug_files, self._inspector, organization, place["project"])
+        return ProjectDebugFiles(
+            self._debug_files, self._inspector, self._symcaches, organization, place["project"]
+        )
 
     def list(self, access: Access) -> Answer:
         """Answer a list of what is in the project's debug files."""

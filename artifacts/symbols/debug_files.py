@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
 
 from artifacts.blobs.assembly import Assembly, Record
 from artifacts.blobs.files import Files
@@ -19,14 +19,13 @@ from artifacts.blobs.offers import Offer
 from artifacts.database.batches import batches
 from artifacts.database.database import Database
 from artifacts.database.tables import debug_files, debug_objects, files
-from artifacts.errors import BadRequest
+from artifacts.symbols.debug_ids import parse_debug_id
 from artifacts.symbols.inspection import DebugObject, Inspector
+from artifacts.symbols.symcache_records import BuiltSymcache, SymcacheRecords
+from artifacts.symbols.symcaches import Symcaches
 
 _MAX_LISTED = 500
-_DEBUG_ID = re.compile(
-    r"([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{12})"
-    r"(?:-?([0-9a-f]{1,8}))?"
-)
+_MAX_OF_ONE_ID = 100
 _CONTENT_TYPES = {
     "breakpad": "text/x-breakpad",
     "elf": "application/x-elf-binary",
@@ -39,24 +38,47 @@ _CONTENT_TYPES = {
 }
 
 
+@dataclass(frozen=True)
+class StoredObject:
+    """What a debug file that was uploaded has for one architecture.
+
+    Attributes:
+        number: of the object, in its file.
+        organization, checksum: of the file.
+        size: of the file, in bytes.
+        features: out of symtab, debug, unwind and sources.
+    """
+
+    debug_file_id: int
+    number: int
+    organization: str
+    checksum: str
+    size: int
+    debug_id: str
+    format: str
+    architecture: str
+    features: frozenset[str]
+
+
 class DebugFiles:
     """The debug files on record: a row for each file of a project, and one for each object in it.
 
     The key of a file is its checksum: several files may have the same debug id.
     """
 
-    def __init__(self, database: Database, files: Files) -> None:
+    def __init__(self, database: Database, files: Files, symcaches: SymcacheRecords) -> None:
         self._database = database
         self._files = files
+        self._symcaches = symcaches
 
     def find(
         self, connection: Connection, organization: str, project: str, checksums: Collection[str]
-    ) -> dict[str, dict[str, Any]]:
-        """Return what those of the project's files are that are whole, by checksum.
+    ) -> dict[str, Assembly]:
+        """Return where those of the project's files stand that are whole, by checksum.
 
-        A fat file is told of as its first object.
+        A fat file is told of as its first object. One of which no symcache can be made is an error.
         """
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Assembly] = {}
         for some in batches(checksums):
             # Their ids first: in one statement, all files of the project may be looked through.
             file_ids = connection.execute(
@@ -70,9 +92,42 @@ class DebugFiles:
                 )
             ).all()
             incomplete = self._files.incomplete(connection, [row.file_id for row in rows])
-            found.update(
-                (row.checksum, _dif_of(row)) for row in rows if row.file_id not in incomplete
-            )
+            errors = self._symcaches.errors(connection, [row.debug_file_id for row in rows])
+            for row in rows:
+                if (error := errors.get(row.debug_file_id)) is not None:
+                    # One that is old is left out, and tried again.
+                    if not error.is_old:
+                        detail = f"no symcache can be made of it: {error.detail}"
+                        found[row.checksum] = Assembly.error(detail)
+                elif row.file_id not in incomplete:
+                    found[row.checksum] = Assembly("ok", dif=_dif_of(row))
+        return found
+
+    def newest_with(self, debug_id: str) -> int | None:
+        """Return the id of the debug file with a debug id that came last, whole or not."""
+        query = select(func.max(debug_objects.c.debug_file_id)).where(
+            debug_objects.c.debug_id == debug_id
+        )
+        with self._database.reading() as connection:
+            newest: int | None = connection.execute(query).scalar()
+        return newest
+
+    def with_debug_ids(self, debug_ids: Collection[str]) -> dict[str, list[StoredObject]]:
+        """Return what there is of each debug id, whoever has uploaded it, the newest first.
+
+        Only of files that are whole; of each debug id, some hundred at most.
+        """
+        found: dict[str, list[StoredObject]] = {}
+        with self._database.reading() as connection:
+            for debug_id in debug_ids:
+                rows = connection.execute(
+                    _with_files(debug_objects.c.debug_id == debug_id)
+                    .order_by(debug_files.c.created_at.desc(), debug_files.c.id.desc())
+                    .limit(_MAX_OF_ONE_ID)
+                ).all()
+                incomplete = self._files.incomplete(connection, [row.file_id for row in rows])
+                if whole := [_stored(row) for row in rows if row.file_id not in incomplete]:
+                    found[debug_id] = whole
         return found
 
     def list(
@@ -118,8 +173,12 @@ class DebugFiles:
         name: str,
         file_id: int,
         objects: Collection[DebugObject],
+        built: Collection[BuiltSymcache],
     ) -> None:
-        """Record a debug file, within a transaction; keep what is on record of it, if anything."""
+        """Record a debug file, within a transaction, and the symcaches that were built of it.
+
+        What is on record of the file already is kept.
+        """
         row = {
             "organization": organization,
             "project": project,
@@ -144,6 +203,15 @@ class DebugFiles:
                 for number, found in enumerate(objects)
             ]
             connection.execute(debug_objects.insert(), rows)
+        else:
+            added = connection.execute(
+                select(debug_files.c.id).where(
+                    debug_files.c.organization == organization,
+                    debug_files.c.project == project,
+                    debug_files.c.file_id == file_id,
+                )
+            ).one()
+        self._symcaches.add(connection, added.id, built)
 
 
 class ProjectDebugFiles:
@@ -154,50 +222,56 @@ class ProjectDebugFiles:
     max_file_bytes = FILE_BYTES
 
     def __init__(
-        self, debug_files: DebugFiles, inspector: Inspector, organization: str, project: str
+        self,
+        debug_files: DebugFiles,
+        inspector: Inspector,
+        symcaches: Symcaches,
+        organization: str,
+        project: str,
     ) -> None:
         self.organization = organization
         self.key = f"debug files of {project}"
         self.place: Mapping[str, str] = {"project": project}
         self._debug_files = debug_files
         self._inspector = inspector
+        self._symcaches = symcaches
         self._project = project
 
     def find(self, connection: Connection, offers: Collection[Offer]) -> dict[str, Assembly]:
         checksums = [offer.checksum for offer in offers]
-        found = self._debug_files.find(connection, self.organization, self._project, checksums)
-        return {checksum: Assembly("ok", dif=dif) for checksum, dif in found.items()}
+        return self._debug_files.find(connection, self.organization, self._project, checksums)
 
     def examine(self, offer: Offer, path: Path | None) -> Record:
         assert path is not None
-        return partial(self._record, offer, self._inspector.inspect(path))
+        objects = self._inspector.inspect(path)
+        built = self._symcaches.build(offer.checksum, path, dict(enumerate(objects)))
+        return partial(self._record, offer, objects, built)
 
     def _record(
-        self, offer: Offer, objects: tuple[DebugObject, ...], connection: Connection, file_id: int
+        self,
+        offer: Offer,
+        objects: Collection[DebugObject],
+        built: Collection[BuiltSymcache],
+        connection: Connection,
+        file_id: int,
     ) -> None:
         self._debug_files.add(
-            connection, self.organization, self._project, offer.name, file_id, objects
+            connection, self.organization, self._project, offer.name, file_id, objects, built
         )
 
 
-def parse_debug_id(text: str) -> str:
-    """Return a debug id as it is recorded, of one in that form, or in Breakpad's.
-
-    Raises:
-        BadRequest: it is none.
-    """
-    match = _DEBUG_ID.fullmatch(text.strip().lower())
-    if match is None:
-        raise BadRequest(f"not a debug id: {text!r:.100}")
-    age = (match[6] or "").lstrip("0")
-    return "-".join([*match.group(1, 2, 3, 4, 5), *([age] if age else [])])
-
-
 def _select_objects(organization: str, project: str) -> Select[Any]:
+    return _with_files(
+        and_(debug_files.c.organization == organization, debug_files.c.project == project)
+    )
+
+
+def _with_files(condition: ColumnElement[bool]) -> Select[Any]:
     return (
         select(
             debug_objects,
             debug_files.c.file_id,
+            debug_files.c.organization,
             debug_files.c.name,
             debug_files.c.created_at,
             files.c.checksum,
@@ -205,7 +279,21 @@ def _select_objects(organization: str, project: str) -> Select[Any]:
         )
         .join(debug_files, debug_files.c.id == debug_objects.c.debug_file_id)
         .join(files, files.c.id == debug_files.c.file_id)
-        .where(debug_files.c.organization == organization, debug_files.c.project == project)
+        .where(condition)
+    )
+
+
+def _stored(row: Row[Any]) -> StoredObject:
+    return StoredObject(
+        row.debug_file_id,
+        row.number,
+        row.organization,
+        row.checksum,
+        row.size,
+        row.debug_id,
+        row.format,
+        row.architecture,
+        frozenset(row.features.split()),
     )
 
 

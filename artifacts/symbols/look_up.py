@@ -1,0 +1,147 @@
+"""Looking addresses up in the debug files that were uploaded, by debug id."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from artifacts.errors import DevserverError, NotFound
+from artifacts.futures import Steps
+from artifacts.recent_outcomes import RecentOutcomes
+from artifacts.shared_calls import SharedCalls
+from artifacts.symbols.choice import for_lines
+from artifacts.symbols.copies import NOT_THERE, DebugFileCopies
+from artifacts.symbols.debug_files import DebugFiles, StoredObject
+from artifacts.symbols.symcache_builder import ConversionFailed
+from artifacts.symbols.symcache_records import SymcacheRecords
+from artifacts.symbols.symcaches import Symcaches
+from artifacts.symbols.worker_process import ProcessFailed, WorkerProcess
+from artifacts.timers import Timers
+from artifacts.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+_THREADS = 8
+_SECONDS_A_LOOK_UP = 20
+_ADDRESS_SPACE_BYTES = 64 << 30
+_IDLE_SECONDS = 600.0
+# For which it is remembered which debug files there are, unless there are others.
+_REMEMBERED_SECONDS = 60.0
+_REMEMBERED_IDS = 10_000
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is at an address: ``file`` as a path, ``line`` from 1; None where it is not known."""
+
+    function: str | None
+    file: str | None
+    line: int | None
+
+
+class LookUps:
+    """Tells what is at addresses of programs, from symcaches, which are built where need be."""
+
+    def __init__(
+        self,
+        debug_files: DebugFiles,
+        records: SymcacheRecords,
+        symcaches: Symcaches,
+        copies: DebugFileCopies,
+        timers: Timers,
+    ) -> None:
+        self._debug_files = debug_files
+        self._records = records
+        self._symcaches = symcaches
+        self._copies = copies
+        self._reader = WorkerProcess(
+            "look-up",
+            timers,
+            seconds_a_question=_SECONDS_A_LOOK_UP,
+            address_space_bytes=_ADDRESS_SPACE_BYTES,
+            idle_seconds=_IDLE_SECONDS,
+        )
+        self._workers = Workers("look-up", _THREADS)
+        # Apart from those that look up meanwhile.
+        self._builders = Workers("symcache", _THREADS)
+        # By debug id, and the newest debug file that has it.
+        self._known: RecentOutcomes[tuple[str, int], list[StoredObject]] = RecentOutcomes(
+            _REMEMBERED_SECONDS, _REMEMBERED_IDS, lambda stored: len(stored) + 1
+        )
+        self._building: SharedCalls[tuple[str, int], None] = SharedCalls()
+
+    def frames(self, debug_id: str, addresses: Sequence[int]) -> Steps[list[list[Frame]]]:
+        """Return the frames at each address, relative to the image; inner ones come first.
+
+        Raises:
+            NotFound: no debug file has that debug id and tells anything.
+            Busy: the server is shutting down.
+        """
+        newest = yield self._workers.call(self._newest_of, debug_id)
+        key = (debug_id, newest)
+        stored = yield self._known.get(key, lambda: self._workers.call(self._usable_of, debug_id))
+        why_not = "it has neither a symbol table nor debug information"
+        for one in stored:
+            look_up = partial(self._look_up, addresses)
+            found: list[list[Frame]] | None = yield self._workers.call(look_up, one)
+            if found is None:
+                try:
+                    yield self._building.join(
+                        (one.checksum, one.number), partial(self._build, one), self._builders
+                    )
+                    found = yield self._workers.call(look_up, one)
+                except (ConversionFailed, *NOT_THERE) as error:
+                    _log.warning("%s cannot be looked up: %s", one.checksum, error.message)
+                    why_not = error.message
+            if found is not None:
+                return found
+        raise NotFound(f"no debug file of {debug_id} tells functions: {why_not}")
+
+    def close(self, timeout_seconds: float) -> None:
+        self._reader.close()
+        self._workers.close(timeout_seconds)
+        self._builders.close(timeout_seconds)
+
+    def _newest_of(self, debug_id: str) -> int:
+        newest = self._debug_files.newest_with(debug_id)
+        if newest is None:
+            raise NotFound(f"no debug file of {debug_id} has been uploaded")
+        return newest
+
+    def _usable_of(self, debug_id: str) -> list[StoredObject]:
+        stored = self._debug_files.with_debug_ids([debug_id]).get(debug_id, [])
+        return for_lines(stored)
+
+    def _look_up(self, addresses: Sequence[int], stored: StoredObject) -> list[list[Frame]] | None:
+        """Return what is at the addresses; None where there is no symcache that can be read."""
+        version = self._symcaches.version()
+        path = self._symcaches.path_of(stored.checksum, stored.number, version)
+        if not path.exists():
+            return None
+        try:
+            answer = self._reader.ask({"path": str(path), "addresses": list(addresses)})
+        except ProcessFailed as error:
+            raise DevserverError(
+                f"the symcache of {stored.debug_id} could not be read: {error.message}",
+                code="look_up_failed",
+            ) from error
+        if "frames" not in answer:
+            # It is damaged, and of no use to anybody.
+            _log.warning("%s is not a symcache of version %d: %s", path, version, answer)
+            path.unlink(missing_ok=True)
+            return None
+        return [[Frame(*frame) for frame in frames] for frames in answer["frames"]]
+
+    def _build(self, stored: StoredObject) -> None:
+        """Build a symcache that is missing; raise ConversionFailed where that cannot be done."""
+        error = self._records.error_of(stored.debug_file_id)
+        if error is not None and not error.is_old:
+            raise ConversionFailed(error.detail)
+        with self._copies.copied(stored) as path:
+            built = self._symcaches.build(stored.checksum, path, {stored.number: stored})
+        self._records.note(stored.debug_file_id, built)
+        for one in built:
+            if one.error is not None:
+                raise ConversionFailed(one.error)
