@@ -73,7 +73,7 @@ class SymbolicateDump:
             dump.end()
             steps, seconds = self._begin(dump)
         except BaseException:
-            self._crashes.remove(dump)
+            dump.remove()
             raise
         return answer_in_steps(steps, seconds)
 

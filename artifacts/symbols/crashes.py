@@ -90,19 +90,16 @@ class Crashes:
             DevserverError: as `StackWalker.walk`, and what staging fails with.
         """
         try:
-            # Before anything else: what is no minidump, or cannot be walked here, costs nothing.
-            modules = yield self._finders.call(CrashDump.modules, dump)
-            self._walker.find()
-            if wanted is not None:
-                yield wanted.stage_symbols()
-            with_symbols = yield from self._provide(
-                dump, modules, None if wanted is None else wanted.name
-            )
-            walk = partial(self._walk, dump, modules, in_full)
-            walked: StackWalk = yield self._walkers.call(walk, with_symbols)
-            return walked
-        finally:
+            walked = yield from self._walked(dump, wanted, in_full)
+        except DevserverError:
+            yield self._finders.call(CrashDump.remove, dump)
+            raise
+        except BaseException:
+            # Whoever has waited for it is gone, and this is no place to take one's time.
             self.remove(dump)
+            raise
+        yield self._finders.call(CrashDump.remove, dump)
+        return walked
 
     def remove(self, dump: CrashDump) -> None:
         """Have a dump removed, by a thread that has the time."""
@@ -114,6 +111,20 @@ class Crashes:
     def close(self, timeout_seconds: float) -> None:
         self._finders.close(timeout_seconds)
         self._walkers.close(timeout_seconds)
+
+    def _walked(
+        self, dump: CrashDump, wanted: WantedBuild | None, in_full: bool
+    ) -> Steps[StackWalk]:
+        # Before anything else: what is no minidump, or cannot be walked here, costs nothing.
+        modules = yield self._finders.call(CrashDump.modules, dump)
+        self._walker.find()
+        if wanted is not None:
+            yield wanted.stage_symbols()
+        name = None if wanted is None else wanted.name
+        with_symbols = yield from self._provide(dump, modules, name)
+        walk = partial(self._walk, dump, modules, in_full)
+        walked: StackWalk = yield self._walkers.call(walk, with_symbols)
+        return walked
 
     def _provide(
         self, dump: CrashDump, modules: ModuleNames, name: BuildName | None
