@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import sys
-import termios
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,7 @@ import pytest
 from assemble_client import CODE_ID, DEBUG_ID, AssembleClient, crash_lab
 from conftest import Serve
 from made_debug_files import ARM64, X86_64, breakpad, fat_macho, macho, pe
-from polling import wait_until
+from polling import unread_bytes, wait_until
 from running_server import RunningServer
 from upload_client import chunk, make_token, sha1_of
 
@@ -252,12 +249,6 @@ def test_the_process_that_opens_files_may_be_killed_and_ends_with_the_server(ser
     assert other.pid != process.pid
     client.server.kill()
     wait_until(lambda: not other.is_running())
-
-
-def unread_bytes(process: psutil.Process) -> int:
-    """How much has been written to a process that it has not read."""
-    with open(f"/proc/{process.pid}/fd/0", "rb", buffering=0) as pipe:
-        return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_file_whose_process_ends_is_an_error_told_once_and_can_be_tried_again(

@@ -11,9 +11,9 @@ from typing import Any
 import cherrypy
 
 from artifacts.archive_url import ArchiveUrl
-from artifacts.errors import BadRequest, NotFound
+from artifacts.errors import BadRequest, DevserverError, NotFound
 from artifacts.futures import Steps
-from artifacts.serving.answer import json_answer, text_answer
+from artifacts.serving.answer import json_answer, json_error, text_answer
 from artifacts.serving.builds_api import json_call
 from artifacts.serving.connection import current_body
 from artifacts.serving.handlers import Arguments, Handled, check_method, lab_rpc
@@ -125,7 +125,11 @@ class SymbolsApi:
         return answer_in_steps(self._answer(debug_id, addresses), self._timeout_seconds)
 
     def _answer(self, debug_id: str, addresses: Sequence[int]) -> Steps[Reply]:
-        found = yield from self._look_ups.frames(debug_id, addresses)
+        try:
+            found = yield from self._look_ups.frames(debug_id, addresses)
+        except DevserverError as error:
+            # Here, as what comes later than the handler's end would be a line of text.
+            return json_error(error)
         symbols = [
             _described(address, frames) for address, frames in zip(addresses, found, strict=True)
         ]
