@@ -15,7 +15,7 @@ import pytest
 import requests
 from assemble_client import DEBUG_ID, AssembleClient, crash_lab
 from conftest import Serve
-from crash_client import IDENTIFIER, SOURCE
+from crash_client import IDENTIFIER, SOURCE, crash_lab_symbols, make_build
 from made_debug_files import breakpad, pe
 from polling import unread_bytes, wait_until
 from running_server import RunningServer
@@ -160,7 +160,7 @@ def test_what_is_wrong_with_a_call_is_told(shared_server: RunningServer) -> None
     assert ask(shared_server, "nonsense", [1]).status_code == 400
     unknown = ask(shared_server, str(uuid.uuid4()), [1])
     assert unknown.status_code == 404
-    assert "has been uploaded" in unknown.json()["error"]["message"]
+    assert "none were uploaded" in unknown.json()["error"]["message"]
     assert shared_server.get("/api/v1/symbols/a/b?addr=1").status_code == 404
     posted = requests.post(f"{shared_server.url}/api/v1/symbols/{debug_id}?addr=1", timeout=60)
     assert posted.status_code == 405
@@ -173,6 +173,21 @@ def test_a_debug_file_that_tells_nothing_is_not_found(shared_server: RunningServ
     response = ask(shared_server, dif["debugId"], [1])
     assert response.status_code == 404
     assert "neither a symbol table nor debug information" in response.text
+
+
+def test_symbols_of_staged_builds_are_looked_up_as_well(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--allow-archive", f"file://{tmp_path}")
+    name = make_build(tmp_path, "R1-1.0.0", crash_lab_symbols())
+    assert server.call("/stage_debug", archive_url=f"file://{tmp_path}/{name}") == "Success"
+    assert knows_all(server)
+    assert rows_of(server, symcaches) == []
+    # What was uploaded, and has no lines, is asked after them.
+    AssembleClient(server).upload(crash_lab("crash_lab.stripped"))
+    assert knows_all(server)
+    dropped = requests.delete(f"{server.url}/api/v1/builds/{name}", timeout=60)
+    assert dropped.status_code == 204
+    (found,) = look_up(server, DEBUG_ID, 0x113F)
+    assert found["function"] is None
 
 
 # --- symcaches

@@ -153,9 +153,10 @@ class Crashes:
         self, name: BuildName | None, debug_ids: Collection[str]
     ) -> tuple[dict[str, Path], dict[str, WalkChoice]]:
         """Return the symbol files that are staged, and what others can be made of, by debug id."""
-        paths = {} if name is None else self._staged.of_build(name, debug_ids)
-        if missing := set(debug_ids) - paths.keys():
-            paths.update(self._staged.find(missing))
+        staged = {} if name is None else self._staged.of_build(name, debug_ids)
+        if missing := set(debug_ids) - staged.keys():
+            staged.update(self._staged.find(missing))
+        paths = {debug_id: one.path for debug_id, one in staged.items()}
         missing = set(debug_ids) - paths.keys()
         formats = self._symbol_files.formats
         choices = {}

@@ -73,8 +73,8 @@ def _inspect(request: Answer) -> Answer:
 def _convert(request: Answer) -> Answer:
     """Write the symcache of one object of the file ``path`` to the file ``to``.
 
-    The object is that of ``debug_id`` and ``architecture``. Without a path, only the version of
-    the format is answered.
+    The object is that of ``debug_id`` and ``architecture``, or of any if that is none. Without a
+    path, only the version of the format is answered.
     """
     version = {"version": SYMCACHE_LATEST_VERSION}
     if "path" not in request:
@@ -96,7 +96,7 @@ def _convert(request: Answer) -> Answer:
 
 def _object_of(request: Answer) -> Object:
     for found in Archive.open(request["path"]).iter_objects():
-        if (found.debug_id, found.arch) == (request["debug_id"], request["architecture"]):
+        if found.debug_id == request["debug_id"] and request["architecture"] in {None, found.arch}:
             return found
     raise LookupError(f"it has no object {request['debug_id']} for {request['architecture']}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -119,7 +119,8 @@ class DebugFiles:
         """
         found: dict[str, list[StoredObject]] = {}
         with self._database.reading() as connection:
-            for debug_id in debug_ids:
+            # Of most modules of a crash there is nothing.
+            for debug_id in _known(connection, debug_ids):
                 rows = connection.execute(
                     _with_files(debug_objects.c.debug_id == debug_id)
                     .order_by(debug_files.c.created_at.desc(), debug_files.c.id.desc())
@@ -258,6 +259,13 @@ class ProjectDebugFiles:
         self._debug_files.add(
             connection, self.organization, self._project, offer.name, file_id, objects, built
         )
+
+
+def _known(connection: Connection, debug_ids: Collection[str]) -> Iterator[str]:
+    """Yield those of the debug ids that any debug file has."""
+    for some in batches(debug_ids):
+        having = select(debug_objects.c.debug_id).where(debug_objects.c.debug_id.in_(some))
+        yield from connection.execute(having.distinct()).scalars()
 
 
 def _select_objects(organization: str, project: str) -> Select[Any]:

@@ -1,4 +1,4 @@
-"""Looking addresses up in the debug files that were uploaded, by debug id."""
+"""Looking addresses up by debug id: in debug files that were uploaded, and in staged symbols."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from artifacts.shared_calls import SharedCalls
 from artifacts.symbols.choice import for_lines
 from artifacts.symbols.copies import NOT_THERE, DebugFileCopies
 from artifacts.symbols.debug_files import DebugFiles, StoredObject
+from artifacts.symbols.staged_symbols import StagedObject, StagedSymbols
 from artifacts.symbols.symcache_builder import ConversionFailed
-from artifacts.symbols.symcache_records import SymcacheRecords
+from artifacts.symbols.symcache_records import BuiltSymcache, SymcacheRecords
 from artifacts.symbols.symcaches import Symcaches
 from artifacts.symbols.worker_process import ProcessFailed, WorkerProcess
 from artifacts.timers import Timers
@@ -50,12 +51,14 @@ class LookUps:
         records: SymcacheRecords,
         symcaches: Symcaches,
         copies: DebugFileCopies,
+        staged: StagedSymbols,
         timers: Timers,
     ) -> None:
         self._debug_files = debug_files
         self._records = records
         self._symcaches = symcaches
         self._copies = copies
+        self._staged = staged
         self._reader = WorkerProcess(
             "look-up",
             timers,
@@ -76,55 +79,70 @@ class LookUps:
         """Return the frames at each address, relative to the image; inner ones come first.
 
         Raises:
-            NotFound: no debug file has that debug id and tells anything.
+            NotFound: nothing has that debug id, or tells functions.
             Busy: the server is shutting down.
         """
-        newest = yield self._workers.call(self._newest_of, debug_id)
-        key = (debug_id, newest)
-        stored = yield self._known.get(key, lambda: self._workers.call(self._usable_of, debug_id))
-        why_not = "it has neither a symbol table nor debug information"
-        for one in stored:
-            look_up = partial(self._look_up, addresses)
-            found: list[list[Frame]] | None = yield self._workers.call(look_up, one)
-            if found is None:
-                try:
-                    yield self._building.join(
-                        (one.checksum, one.number), partial(self._build, one), self._builders
-                    )
-                    found = yield self._workers.call(look_up, one)
-                except (ConversionFailed, *NOT_THERE) as error:
-                    _log.warning("%s cannot be looked up: %s", one.checksum, error.message)
-                    why_not = error.message
-            if found is not None:
+        newest = yield self._workers.call(self._debug_files.newest_with, debug_id)
+        stored: list[StoredObject] = []
+        if newest is not None:
+            usable = partial(self._workers.call, self._usable_of, debug_id)
+            stored = yield self._known.get((debug_id, newest), usable)
+        tried: list[StoredObject | StagedObject] = [*stored]
+        if not stored or "debug" not in stored[0].features:
+            staged = yield self._workers.call(self._staged_of, debug_id)
+            tried = [*staged, *stored]
+        why_not = "none were uploaded, or are staged"
+        if newest is not None:
+            why_not = "what was uploaded has neither a symbol table nor debug information"
+        for one in tried:
+            found = yield from self._found(addresses, one)
+            if isinstance(found, list):
                 return found
-        raise NotFound(f"no debug file of {debug_id} tells functions: {why_not}")
+            why_not = found
+        raise NotFound(f"there are no symbols of {debug_id}: {why_not}")
 
     def close(self, timeout_seconds: float) -> None:
         self._reader.close()
         self._workers.close(timeout_seconds)
         self._builders.close(timeout_seconds)
 
-    def _newest_of(self, debug_id: str) -> int:
-        newest = self._debug_files.newest_with(debug_id)
-        if newest is None:
-            raise NotFound(f"no debug file of {debug_id} has been uploaded")
-        return newest
+    def _found(
+        self, addresses: Sequence[int], one: StoredObject | StagedObject
+    ) -> Steps[list[list[Frame]] | str]:
+        """Return what one debug file tells of the addresses, or why it tells nothing."""
+        look_up = partial(self._look_up, addresses)
+        found: list[list[Frame]] | None = yield self._workers.call(look_up, one)
+        if found is not None:
+            return found
+        build = partial(self._build, one)
+        try:
+            yield self._building.join((one.checksum, one.number), build, self._builders)
+        except (ConversionFailed, *NOT_THERE) as error:
+            _log.warning("%s cannot be looked up: %s", one.debug_id, error.message)
+            return error.message
+        found = yield self._workers.call(look_up, one)
+        return "its symcache is gone as soon as it is built" if found is None else found
 
     def _usable_of(self, debug_id: str) -> list[StoredObject]:
         stored = self._debug_files.with_debug_ids([debug_id]).get(debug_id, [])
         return for_lines(stored)
 
-    def _look_up(self, addresses: Sequence[int], stored: StoredObject) -> list[list[Frame]] | None:
+    def _staged_of(self, debug_id: str) -> list[StagedObject]:
+        return list(self._staged.find([debug_id]).values())
+
+    def _look_up(
+        self, addresses: Sequence[int], one: StoredObject | StagedObject
+    ) -> list[list[Frame]] | None:
         """Return what is at the addresses; None where there is no symcache that can be read."""
         version = self._symcaches.version()
-        path = self._symcaches.path_of(stored.checksum, stored.number, version)
+        path = self._symcaches.path_of(one.checksum, one.number, version)
         if not path.exists():
             return None
         try:
             answer = self._reader.ask({"path": str(path), "addresses": list(addresses)})
         except ProcessFailed as error:
             raise DevserverError(
-                f"the symcache of {stored.debug_id} could not be read: {error.message}",
+                f"the symcache of {one.debug_id} could not be read: {error.message}",
                 code="look_up_failed",
             ) from error
         if "frames" not in answer:
@@ -134,14 +152,21 @@ class LookUps:
             return None
         return [[Frame(*frame) for frame in frames] for frames in answer["frames"]]
 
-    def _build(self, stored: StoredObject) -> None:
+    def _build(self, one: StoredObject | StagedObject) -> None:
         """Build a symcache that is missing; raise ConversionFailed where that cannot be done."""
+        if isinstance(one, StagedObject):
+            built = self._symcaches.build(one.checksum, one.path, {one.number: one})
+        else:
+            built = self._build_stored(one)
+        for made in built:
+            if made.error is not None:
+                raise ConversionFailed(made.error)
+
+    def _build_stored(self, stored: StoredObject) -> list[BuiltSymcache]:
         error = self._records.error_of(stored.debug_file_id)
         if error is not None and not error.is_old:
             raise ConversionFailed(error.detail)
         with self._copies.copied(stored) as path:
             built = self._symcaches.build(stored.checksum, path, {stored.number: stored})
         self._records.note(stored.debug_file_id, built)
-        for one in built:
-            if one.error is not None:
-                raise ConversionFailed(one.error)
+        return built

@@ -7,6 +7,7 @@ manifest has changed; what is kept of it in memory is the ids.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.archive_url import BuildName
 from artifacts.errors import BadRequest
-from artifacts.manifest import Item
+from artifacts.manifest import Item, StagedFile
 from artifacts.staging import Staging
 from artifacts.symbols.debug_ids import parse_debug_id
 
@@ -22,6 +23,27 @@ from artifacts.symbols.debug_ids import parse_debug_id
 # first of them.
 SYMBOLS = Item.artifact("symbols")
 _ARTIFACTS = (SYMBOLS, Item.artifact("symbols_only"))
+
+
+@dataclass(frozen=True)
+class StagedObject:
+    """A symbol file of a staged build.
+
+    Attributes:
+        checksum: tells it from all others, like the SHA-1 of a file, which is not known.
+    """
+
+    path: Path
+    debug_id: str
+    checksum: str
+    number: int = 0
+    architecture: str | None = None
+    features: frozenset[str] = frozenset({"debug"})
+
+    @classmethod
+    def of(cls, path: Path, debug_id: str, file: StagedFile) -> StagedObject:
+        known = f"{debug_id} {file.size} {file.crc32c}"
+        return cls(path, debug_id, hashlib.sha1(known.encode("ascii")).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -41,7 +63,7 @@ class StagedSymbols:
         self._lock = threading.Lock()
         self._index: dict[BuildName, _Indexed] = {}
 
-    def of_build(self, name: BuildName, debug_ids: Collection[str]) -> dict[str, Path]:
+    def of_build(self, name: BuildName, debug_ids: Collection[str]) -> dict[str, StagedObject]:
         """Return the symbol files of one build that have these debug ids, by id."""
         build = self._staging.build(name)
         found = {}
@@ -49,14 +71,14 @@ class StagedSymbols:
             for path, file in build.files_of(item).items():
                 debug_id = _debug_id_of(path)
                 if debug_id in debug_ids and debug_id is not None and file.link is None:
-                    found[debug_id] = build.directory / path
+                    found[debug_id] = StagedObject.of(build.directory / path, debug_id, file)
         if found:
             build.touch()
         return found
 
-    def find(self, debug_ids: Collection[str]) -> dict[str, Path]:
+    def find(self, debug_ids: Collection[str]) -> dict[str, StagedObject]:
         """Return symbol files of any builds that have these debug ids, by id."""
-        found: dict[str, Path] = {}
+        found: dict[str, StagedObject] = {}
         wanted = set(debug_ids)
         for name in self._having(wanted):
             if wanted:

@@ -81,8 +81,9 @@ class Symbols:
             chunked_files = ChunkedFiles(
                 uploads.blobs, temporary, equipment.connections, equipment.fetch_limits
             )
+            staged = StagedSymbols(equipment.staging)
             copies = DebugFileCopies(uploads.files, chunked_files, temporary, check_room)
-            look_ups = LookUps(debug_files, records, self._symcaches, copies, timers)
+            look_ups = LookUps(debug_files, records, self._symcaches, copies, staged, timers)
             undo.callback(lambda: look_ups.close(_END_SECONDS))
             programs = LimitedPrograms()
             walker = StackWalker(programs, config.minidump_stackwalk, config.walk_timeout)
@@ -92,7 +93,7 @@ class Symbols:
             undo.callback(lambda: symbol_files.close(_END_SECONDS))
             crashes = Crashes(
                 walker,
-                StagedSymbols(equipment.staging),
+                staged,
                 debug_files,
                 symbol_files,
                 _empty_directory(data / "dumps"),

@@ -50,8 +50,10 @@ class SymcacheBuilder:
         """
         return int(self._ask({})["version"])
 
-    def build(self, path: Path, debug_id: str, architecture: str, to: Path) -> None:
+    def build(self, path: Path, debug_id: str, architecture: str | None, to: Path) -> None:
         """Write the symcache of one object of the debug file ``path`` to ``to``, durably.
+
+        ``architecture``: the object's; None for the first one that has the debug id.
 
         Raises:
             ConversionFailed: the file has none, or the process that was at it ended.

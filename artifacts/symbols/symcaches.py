@@ -7,6 +7,9 @@ comes first, the row next: what a row names may still be missing, where another 
 or somebody has removed it. Then it is built again, from the blobs of the debug file, when it is
 looked for.
 
+Those of symbols that builds have brought have no row: they are named by what the build's manifest
+says of the file, are built when they are looked for, and go at the next start.
+
 An error is remembered as long as the format has that version. Who uploads the file again makes it
 be tried again, once a while has passed in which all who asked could be told.
 """
@@ -38,7 +41,7 @@ class Convertible(Protocol):
     def debug_id(self) -> str: ...
 
     @property
-    def architecture(self) -> str: ...
+    def architecture(self) -> str | None: ...
 
     @property
     def features(self) -> Collection[str]: ...
