@@ -364,14 +364,15 @@ def test_at_most_one_walker_a_processor_runs(serve: Serve, tmp_path: Path) -> No
     counts = tmp_path / "counts"
     counts.mkdir()
     script = (
-        f"touch {running}/$$; ls {running} | wc -l > {counts}/$$; "
-        f"for i in 1 2 3 4 5 6 7 8 9; do ls {running} >/dev/null; done; rm {running}/$$; echo done"
+        f"mkdir {running}/$$; mkdir {counts}/$$-$(ls {running} | wc -l); "
+        f"for i in 1 2 3 4 5 6 7 8 9; do ls {running} >/dev/null; done; "
+        f"rmdir {running}/$$; echo done"
     )
     server = serve("--minidump-stackwalk", fake_walker(tmp_path, script))
     with ThreadPoolExecutor(24) as pool:
         answers = list(pool.map(lambda _: send_dump(server, dump()).status_code, range(24)))
     assert set(answers) == {200}
-    most = max(int(path.read_text()) for path in counts.iterdir())
+    most = max(int(path.name.partition("-")[2]) for path in counts.iterdir())
     assert len(list(counts.iterdir())) == 24
     assert most <= (os.cpu_count() or 1)
 

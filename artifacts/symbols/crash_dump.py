@@ -119,16 +119,18 @@ class CrashDump:
             raise storage_error(error, "a minidump") from error
 
     def add_symbols(self, modules: ModuleNames, paths: Mapping[str, Path]) -> frozenset[str]:
-        """Put symbol files, by debug id, where the walker finds them; return whose they are."""
+        """Put symbol files, by debug id, where the walker finds them; return whose they are.
+
+        One that has been removed meanwhile is left out.
+        """
         tokens = set()
         for module in modules.modules:
             path = paths.get(module.debug_id) if module.debug_id else None
-            if path is not None and module.token not in tokens:
-                self._link(module, path)
+            if path is not None and module.token not in tokens and self._link(module, path):
                 tokens.add(module.token)
         return frozenset(tokens)
 
-    def _link(self, module: DumpModule, path: Path) -> None:
+    def _link(self, module: DumpModule, path: Path) -> bool:
         assert module.identifier is not None
         place = self._symbols / module.token / module.identifier / f"{module.token}.sym"
         try:
@@ -136,10 +138,13 @@ class CrashDump:
             # A second name keeps the file for as long as it is read; not all file systems do.
             try:
                 os.link(path, place)
+            except FileNotFoundError:
+                return False
             except OSError:
                 place.symlink_to(path)
         except OSError as error:
             raise storage_error(error, "the symbols of a minidump") from error
+        return True
 
     def remove(self) -> None:
         """Remove all of it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from artifacts.errors import DevserverError, TimedOut, shutting_down
+from artifacts.errors import DevserverError, TimedOut, busy_if_out_of_files, shutting_down
 from artifacts.symbols.worker_process import plain_environment
 
 _LAUNCHER = Path(__file__).with_name("limit_and_run.py")
@@ -32,7 +32,7 @@ class ProgramLimits:
     Attributes:
         seconds: for all of its run; also those of processor time.
         address_space_bytes: of memory.
-        output_bytes: that it may print, or write to its output file.
+        output_bytes: that it may print.
     """
 
     seconds: float
@@ -82,19 +82,21 @@ class LimitedPrograms:
 
         Args:
             command: the program's path, and its arguments.
-            output: a file for what it prints; without, that is returned.
+            output: a file for what it prints; without, that is returned. It is written here, not by
+                the program: one that does not look whether the disk was full seems to succeed.
 
         Raises:
             TimedOut: it took too long, and was ended.
             TooMuchOutput: it printed too much, and was ended.
             CannotRun: it cannot be started.
+            OSError: what it prints cannot be written to ``output``.
             Busy: the server is shutting down.
         """
-        bounds = (limits.seconds + 1, limits.address_space_bytes, limits.output_bytes)
+        bounds = (limits.seconds + 1, limits.address_space_bytes)
         launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), *(str(int(b)) for b in bounds)]
         try:
-            with self._started([*launcher, *command], output) as process:
-                ended = _follow(process, command[0], limits)
+            with self._started([*launcher, *command]) as process:
+                ended = _follow(process, command[0], limits, output)
         finally:
             if self._is_closed:
                 raise shutting_down()
@@ -111,21 +113,25 @@ class LimitedPrograms:
             _kill(process)
 
     @contextlib.contextmanager
-    def _started(
-        self, command: Sequence[str], output: IO[bytes] | None
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def _started(self, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         with self._lock:
             if self._is_closed:
                 raise shutting_down()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if output is None else output,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env=plain_environment(),
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    env=plain_environment(),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise busy_if_out_of_files(error) or CannotRun(
+                    f"cannot run a program: {reason}"
+                ) from error
             self._running.add(process)
         try:
             with process:
@@ -139,9 +145,15 @@ class LimitedPrograms:
                 self._running.discard(process)
 
 
-def _follow(process: subprocess.Popen[bytes], program: str, limits: ProgramLimits) -> Ended:
+def _follow(
+    process: subprocess.Popen[bytes],
+    program: str,
+    limits: ProgramLimits,
+    output: IO[bytes] | None,
+) -> Ended:
     """Read what a program prints, until it has ended."""
     printed, chatter = bytearray(), bytearray()
+    printed_bytes = 0
     deadline = time.monotonic() + limits.seconds
     name = Path(program).name
     too_late = TimedOut(f"{name} took over {limits.seconds:g} s, and was ended")
@@ -157,10 +169,14 @@ def _follow(process: subprocess.Popen[bytes], program: str, limits: ProgramLimit
                 if not block:
                     selector.unregister(key.fileobj)
                 elif key.fileobj is process.stdout:
-                    printed += block
+                    printed_bytes += len(block)
+                    if output is None:
+                        printed += block
+                    else:
+                        output.write(block)
                 else:
                     chatter = (chatter + block)[-_KEPT_CHATTER_BYTES:]
-            if len(printed) > limits.output_bytes:
+            if printed_bytes > limits.output_bytes:
                 raise TooMuchOutput(
                     f"{name} printed over {limits.output_bytes:,} bytes, and was ended"
                 )

@@ -87,7 +87,6 @@ def rename_modules(path: Path) -> ModuleNames:
                 module = _read_module(dump, order, at, number)
                 modules.append(module)
                 _rename(dump, order, at, module.token, size, added)
-            dump.flush()
         file.write(added)
     return ModuleNames(modules)
 
@@ -158,11 +157,15 @@ def _read_module(dump: mmap.mmap, order: str, at: int, number: int) -> DumpModul
     (base,) = struct.unpack_from(f"{order}Q", dump, at)
     (name_at,) = struct.unpack_from(f"{order}I", dump, at + _NAME_OFFSET)
     name = _file_name(_read_string(dump, order, name_at))
-    size, place = struct.unpack_from(f"{order}II", dump, at + _CODEVIEW_OFFSET)
-    codeview = dump[place : place + size] if 0 < size <= _MAX_CODEVIEW_BYTES else b""
-    identifier, debug_name = _read_codeview(codeview, order)
+    identifier, debug_name = _read_codeview(_codeview_record(dump, order, at), order)
     token = f"module-{identifier or f'without-id-{number}'}"
     return DumpModule(name, name if debug_name is None else debug_name, identifier, base, token)
+
+
+def _codeview_record(dump: mmap.mmap, order: str, at: int) -> bytes:
+    """Return the CodeView record of a module; b"" where it has none that may be read."""
+    size, place = struct.unpack_from(f"{order}II", dump, at + _CODEVIEW_OFFSET)
+    return dump[place : place + size] if size <= _MAX_CODEVIEW_BYTES else b""
 
 
 def _read_codeview(record: bytes, order: str) -> tuple[str | None, str | None]:
@@ -208,8 +211,7 @@ def _rename(dump: mmap.mmap, order: str, at: int, token: str, size: int, added: 
     encoded = token.encode("utf-16-le" if order == "<" else "utf-16-be")
     struct.pack_into(f"{order}I", dump, at + _NAME_OFFSET, size + len(added))
     added += struct.pack(f"{order}I", len(encoded)) + encoded + b"\0\0"
-    codeview_bytes, place = struct.unpack_from(f"{order}II", dump, at + _CODEVIEW_OFFSET)
-    record = dump[place : place + codeview_bytes]
+    record = _codeview_record(dump, order, at)
     kind = record[:4] if order == "<" else record[3::-1]
     if kind == _PDB70 and len(record) > _PDB70_HEAD_BYTES:
         renamed = record[:_PDB70_HEAD_BYTES] + token.encode("ascii") + b"\0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from artifacts.symbols.minidump import ModuleNames
 
 _FRAME_FIELDS, _MODULE_FIELDS = 7, 8
 _FOUND_BY = re.compile(r"^    Found by: (.*)$", re.MULTILINE)
+# As many digits as the walker prints of any number.
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _CORRUPT = re.compile(r"\(WARNING: Corrupt symbols, (\S+), ")
 
 
@@ -33,14 +35,15 @@ class StackWalk:
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it; docs/symbols.md explains the fields."""
         head, _, stacks = self.printed.partition("\n\n")
-        lines = [line.split("|") for line in head.splitlines()]
+        lines = _fields(head)
         system, cpu, crash = (_first(lines, kind, count) for kind, count in _HEADS)
+        corrupt = frozenset(_CORRUPT.findall(self.text))
         modules = [
-            self._module(line)
+            self._module(line, corrupt)
             for line in lines
             if line[0] == "Module" and len(line) == _MODULE_FIELDS
         ]
-        crashed_thread = int(crash[2]) if crash[2].isdecimal() else None
+        crashed_thread = _number(crash[2])
         return {
             "crash_reason": None if crash[0] in {"", "No crash"} else crash[0],
             "crash_address": crash[1] or None,
@@ -50,16 +53,15 @@ class StackWalk:
                 "os_version": system[1],
                 "cpu": cpu[0],
                 "cpu_info": cpu[1],
-                "cpu_count": int(cpu[2]) if cpu[2].isdecimal() else None,
+                "cpu_count": _number(cpu[2]),
             },
-            "threads": self._threads(stacks.splitlines(), crashed_thread),
+            "threads": self._threads(_fields(stacks), crashed_thread),
             "modules": modules,
             "modules_without_symbols": [m["name"] for m in modules if not m["has_symbols"]],
         }
 
-    def _module(self, line: Sequence[str]) -> dict[str, Any]:
+    def _module(self, line: Sequence[str], corrupt: Collection[str]) -> dict[str, Any]:
         _, token, version, debug_token, identifier, base, end, is_main = line
-        corrupt = {match[1] for match in _CORRUPT.finditer(self.text)}
         return {
             "name": self.names.name_of(token),
             "version": version or None,
@@ -71,18 +73,21 @@ class StackWalk:
             "has_symbols": token in self.with_symbols and token not in corrupt,
         }
 
-    def _threads(self, lines: Iterable[str], crashed: int | None) -> list[dict[str, Any]]:
-        fields = [line.split("|") for line in lines]
-        frames = [f for f in fields if len(f) == _FRAME_FIELDS and f[0].isdecimal()]
+    def _threads(self, lines: Iterable[Sequence[str]], crashed: int | None) -> list[dict[str, Any]]:
+        frames = []
+        for line in lines:
+            if len(line) == _FRAME_FIELDS:
+                thread, number = _number(line[0]), _number(line[1])
+                if thread is not None and number is not None:
+                    frames.append((thread, number, line[2:]))
         # In the order of the frames. Names in the dump may hold lines of their own that look like
         # these: then it is not known which is whose.
         found_by: Sequence[str | None] = _FOUND_BY.findall(self.text)
         if len(found_by) != len(frames):
             found_by = [None] * len(frames)
         threads: dict[int, list[dict[str, Any]]] = {}
-        for (thread, number, *described), trust in zip(frames, found_by, strict=True):
-            frame = self._frame(int(number), described, trust)
-            threads.setdefault(int(thread), []).append(frame)
+        for (thread, number, described), trust in zip(frames, found_by, strict=True):
+            threads.setdefault(thread, []).append(self._frame(number, described, trust))
         return [
             {"thread": thread, "crashed": thread == crashed, "frames": found}
             for thread, found in threads.items()
@@ -95,7 +100,7 @@ class StackWalk:
             "module": self.names.name_of(token) or None,
             "function": function or None,
             "source": source or None,
-            "line": int(line) if line.isdecimal() else None,
+            "line": _number(line),
             "offset": offset,
             "trust": trust,
         }
@@ -103,6 +108,15 @@ class StackWalk:
 
 # What stands at the beginning, and how many fields it has.
 _HEADS = (("OS", 2), ("CPU", 3), ("Crash", 3))
+
+
+def _fields(lines: str) -> list[list[str]]:
+    """Return the fields of each line; in a name, there may be what other systems end lines with."""
+    return [line.split("|") for line in lines.split("\n")]
+
+
+def _number(text: str) -> int | None:
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _first(lines: Iterable[Sequence[str]], kind: str, count: int) -> list[str]:

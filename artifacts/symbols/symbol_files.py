@@ -39,6 +39,7 @@ _FAILED_SECONDS = 60.0
 _FAILED_FILES = 10_000
 _ASIDE = ".aside-"
 _STACK = b"STACK "
+_PIECE_BYTES = 1 << 16
 
 
 class SymbolFileFailed(DevserverError):
@@ -133,7 +134,7 @@ class SymbolFiles:
             with self._aside() as part, part.open("w+b") as whole:
                 self._write_all(stored, whole)
                 whole.seek(0)
-                file.writelines(line for line in whole if line.startswith(_STACK) is takes_frames)
+                file.writelines(_some_lines(whole, takes_frames))
 
     def _write_all(self, stored: StoredObject, file: IO[bytes]) -> None:
         if stored.format == "breakpad":
@@ -144,8 +145,10 @@ class SymbolFiles:
             raise SymbolFileFailed(f"{DUMP_SYMS}, which converts ELF, is not installed any more")
         limits = ProgramLimits(_SECONDS_A_FILE, _ADDRESS_SPACE_BYTES, _MAX_FILE_BYTES)
         with self._copies.copied(stored) as path:
-            ended = self._programs.run([dump_syms, str(path)], limits, file)
-        if ended.status != 0:
+            # With what was inlined.
+            ended = self._programs.run([dump_syms, "-d", str(path)], limits, file)
+        file.flush()
+        if ended.status != 0 or not file.tell():
             said = ended.chatter.strip().rpartition("\n")[2]
             raise SymbolFileFailed(
                 f"{DUMP_SYMS} cannot read the debug file {stored.checksum}: it ended with status "
@@ -174,6 +177,17 @@ class SymbolFiles:
             yield aside
         finally:
             aside.unlink(missing_ok=True)
+
+
+def _some_lines(file: IO[bytes], of_frames: bool) -> Iterator[bytes]:
+    """Yield the lines that tell frames, or all others; of lines of any length, piece by piece."""
+    is_wanted, begins = False, True
+    while piece := file.readline(_PIECE_BYTES):
+        if begins:
+            is_wanted = piece.startswith(_STACK) is of_frames
+        if is_wanted:
+            yield piece
+        begins = piece.endswith(b"\n")
 
 
 def _name_of(choice: WalkChoice) -> str:

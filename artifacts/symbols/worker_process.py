@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import Busy, DevserverError, shutting_down
+from artifacts.errors import Busy, DevserverError, busy_if_out_of_files, shutting_down
 from artifacts.timers import Timers
 
 _PROGRAM = Path(__file__).with_name("debug_file_program.py")
@@ -73,7 +73,12 @@ class WorkerProcess:
         with self._lock:
             if self._is_closed:
                 raise shutting_down()
-            process = self._running()
+            try:
+                process = self._running()
+            except OSError as error:
+                raise busy_if_out_of_files(error) or ProcessFailed(
+                    f"the process for it cannot be started: {error.strerror}"
+                ) from error
             try:
                 answer = self._ask(process, question)
             except (OSError, ValueError) as error:
