@@ -32,6 +32,7 @@ from artifacts.commands.publish import publish, publish_command
 from artifacts.commands.sample_build import make_sample_build
 from artifacts.commands.stage import stage_command, watch_staging
 from artifacts.commands.status import status_command
+from artifacts.commands.symbolicate import symbolicate_command
 from artifacts.commands.token import token_command
 from artifacts.commands.upkeep import fsck_command, gc_command
 from artifacts.config import Config, ConfigError, load_config
@@ -682,6 +683,7 @@ def _demonstrate(parts: Parts, build: Path) -> None:
 main.add_command(stage_command)
 main.add_command(publish_command)
 main.add_command(status_command)
+main.add_command(symbolicate_command)
 main.add_command(token_command)
 main.add_command(catalog_command)
 main.add_command(gc_command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,13 +80,45 @@ class Client:
         return self._parsed(self._ask("POST", path, timeout_seconds, json=value))
 
     def post_body(self, path: str, body: Iterable[ReadableBuffer], content_type: str) -> None:
-        """Send a body, piece by piece, each of some mebibyte at most; ``len`` tells its bytes.
+        """Send a body, piece by piece, each of some mebibyte at most.
+
+        ``len`` tells its bytes; one that has no ``len`` is sent in chunks of HTTP.
 
         Args:
             path: on this server, or a whole URL.
         """
+        self._send(path, body, content_type, _STORE_SECONDS)
+
+    def post_body_for_json(
+        self,
+        path: str,
+        body: Iterable[ReadableBuffer],
+        content_type: str,
+        timeout_seconds: float,
+        **query: str,
+    ) -> Any:
+        """Send a body as `post_body` does, and return the answer to it.
+
+        Args:
+            timeout_seconds: for the answer, once all is sent.
+        """
+        return self._parsed(self._send(path, body, content_type, timeout_seconds, query))
+
+    def _send(
+        self,
+        path: str,
+        body: Iterable[ReadableBuffer],
+        content_type: str,
+        timeout_seconds: float,
+        query: Mapping[str, str] | None = None,
+    ) -> requests.Response:
         headers = {"Content-Type": content_type}
-        self._ask("POST", path, _STORE_SECONDS, _STALL_SECONDS, data=body, headers=headers)
+        return self._ask(
+            *("POST", path, timeout_seconds, _STALL_SECONDS),
+            data=body,
+            headers=headers,
+            params=query,
+        )
 
     def _parsed(self, response: requests.Response) -> Any:
         try:

@@ -55,7 +55,7 @@ def stage_command(
         "files": [name for name in files.split(",") if name],
         "wait": wait_seconds,
     }
-    name = _name_of(archive_url)
+    name = build_name_of(archive_url)
     with Client(server, token) as client:
         build = watch_staging(client, name, wanted)
     if as_json:
@@ -138,7 +138,12 @@ def _show(progress: Progress, bars: dict[str, TaskID], build: dict[str, Any]) ->
         )
 
 
-def _name_of(archive_url: str) -> BuildName:
+def build_name_of(archive_url: str) -> BuildName:
+    """Return the name of a build that is given by its archive URL, or by just that.
+
+    Raises:
+        BadRequest: it is neither.
+    """
     if ":" in archive_url:
         return ArchiveUrl.parse(archive_url).name
     return BuildName.parse(archive_url)

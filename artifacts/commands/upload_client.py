@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 from artifacts.archive_url import BuildName
 from artifacts.commands.client import Client, NoAnswer
+from artifacts.commands.form_body import FormBody, FormFile
 from artifacts.commands.local_files import HashedFile, Interrupted, LocalChunk
 from artifacts.errors import DevserverError
 from artifacts.retries import RetryLimits
@@ -121,11 +121,17 @@ class UploadClient:
         """
 
         def send() -> None:
-            body = _ChunksBody(chunks, self._stopped, advance)
+            sending = _Sending(self._stopped, advance)
+            body = FormBody(
+                [
+                    FormFile("file", chunk.checksum, chunk.size, sending.pieces(chunk))
+                    for chunk in chunks
+                ]
+            )
             try:
                 self._client.post_body(self.limits.url, body, body.content_type)
             except BaseException:
-                advance(-body.bytes_sent)
+                advance(-sending.bytes_sent)
                 raise
 
         self._retrying(send)
@@ -158,45 +164,20 @@ def _standing(answer: Mapping[str, Any]) -> Standing:
     return Standing(str(answer["state"]), missing, None if detail is None else str(detail))
 
 
-class _ChunksBody:
-    """A multipart body of chunks, of which one at a time is in memory."""
+class _Sending:
+    """Chunks of one request on their way, of which one at a time is in memory."""
 
-    def __init__(
-        self,
-        chunks: Sequence[LocalChunk],
-        stopped: threading.Event,
-        advance: Callable[[int], None],
-    ) -> None:
+    def __init__(self, stopped: threading.Event, advance: Callable[[int], None]) -> None:
         self.bytes_sent = 0
-        self._chunks = chunks
         self._stopped = stopped
         self._advance = advance
-        boundary = secrets.token_hex(16)
-        self.content_type = f"multipart/form-data; boundary={boundary}"
-        self._heads = [
-            (
-                f"--{boundary}\r\n"
-                f'Content-Disposition: form-data; name="file"; filename="{chunk.checksum}"\r\n'
-                "Content-Type: application/octet-stream\r\n\r\n"
-            ).encode("ascii")
-            for chunk in chunks
-        ]
-        self._end = f"--{boundary}--\r\n".encode("ascii")
 
-    def __len__(self) -> int:
-        parts = zip(self._heads, self._chunks, strict=True)
-        return sum(len(head) + chunk.size + len(b"\r\n") for head, chunk in parts) + len(self._end)
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        for head, chunk in zip(self._heads, self._chunks, strict=True):
-            data = memoryview(chunk.read())
-            yield head
-            for start in range(0, len(data), _PIECE_BYTES):
-                if self._stopped.is_set():
-                    raise Interrupted
-                piece = data[start : start + _PIECE_BYTES]
-                yield piece
-                self.bytes_sent += len(piece)
-                self._advance(len(piece))
-            yield b"\r\n"
-        yield self._end
+    def pieces(self, chunk: LocalChunk) -> Iterator[memoryview]:
+        data = memoryview(chunk.read())
+        for start in range(0, len(data), _PIECE_BYTES):
+            if self._stopped.is_set():
+                raise Interrupted
+            piece = data[start : start + _PIECE_BYTES]
+            yield piece
+            self.bytes_sent += len(piece)
+            self._advance(len(piece))
