@@ -42,6 +42,7 @@ def devserver(
         ["stage"],
         ["status"],
         ["publish"],
+        ["symbolicate"],
         ["demo"],
         ["catalog"],
         ["catalog", "check"],
