@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,25 +13,43 @@ from artifacts.futures import Steps
 from artifacts.serving.waiting import Reply, Wait
 
 
-def answer_in_steps(steps: Steps[Reply], timeout_seconds: float) -> Reply | Wait:
+def answer_in_steps(
+    steps: Steps[Reply], timeout_seconds: float, *, patience_seconds: float = 0.0
+) -> Reply | Wait:
     """Take the steps of an answer as far as they go; return it, or the wait for the next step.
 
-    All of it may take ``timeout_seconds``. Raises what a step raises.
+    All of it may take ``timeout_seconds``. What a step waits for is waited for here, up to
+    ``patience_seconds``: for steps that are usually over before a connection is handed over.
+    Raises what a step raises.
     """
     deadline = time.monotonic() + timeout_seconds
-    return _take(lambda: steps.send(None), steps, deadline)
+    patient_until = time.monotonic() + patience_seconds
+    return _take(lambda: steps.send(None), steps, deadline, patient_until)
 
 
-def _take(step: Callable[[], Future[Any]], steps: Steps[Reply], deadline: float) -> Reply | Wait:
+def _take(
+    step: Callable[[], Future[Any]],
+    steps: Steps[Reply],
+    deadline: float,
+    patient_until: float = 0.0,
+) -> Reply | Wait:
     try:
         awaited = step()
-        while awaited.done():
+        while awaited.done() or _ends_by(awaited, patient_until):
             awaited = _go_on(steps, awaited)
     except StopIteration as end:
         reply: Reply = end.value
         return reply
     left = max(0.0, deadline - time.monotonic())
     return Wait(awaited, left, lambda ended: _take(lambda: _go_on(steps, ended), steps, deadline))
+
+
+def _ends_by(awaited: Future[Any], patient_until: float) -> bool:
+    left = patient_until - time.monotonic()
+    if left > 0:
+        with contextlib.suppress(TimeoutError):
+            awaited.exception(left)
+    return awaited.done()
 
 
 def _go_on(steps: Steps[Reply], ended: Future[Any]) -> Future[Any]:

@@ -122,9 +122,14 @@ class Crashes:
             yield wanted.stage_symbols()
         name = None if wanted is None else wanted.name
         with_symbols = yield from self._provide(dump, modules, name)
-        walk = partial(self._walk, dump, modules, in_full)
-        walked: StackWalk = yield self._walkers.call(walk, with_symbols)
-        return walked
+        # Both at once, where there are processors for it: what takes long is to read the symbols.
+        walks = [
+            self._walkers.call(partial(self._walk, dump), for_machines)
+            for for_machines in ((False, True) if in_full else (False,))
+        ]
+        yield all_ended(walks)
+        text, printed = walks[0].result(), walks[-1].result() if in_full else ""
+        return StackWalk(printed, text, modules, with_symbols)
 
     def _provide(
         self, dump: CrashDump, modules: ModuleNames, name: BuildName | None
@@ -168,11 +173,5 @@ class Crashes:
                 _log.warning("no symbols are made for %s of what is there: %s", debug_id, kinds)
         return paths, choices
 
-    def _walk(
-        self, dump: CrashDump, modules: ModuleNames, in_full: bool, with_symbols: frozenset[str]
-    ) -> StackWalk:
-        text = self._walker.walk(dump.path, dump.symbols)
-        printed = ""
-        if in_full:
-            printed = self._walker.walk(dump.path, dump.symbols, for_machines=True)
-        return StackWalk(printed, text, modules, with_symbols)
+    def _walk(self, dump: CrashDump, for_machines: bool) -> str:
+        return self._walker.walk(dump.path, dump.symbols, for_machines=for_machines)

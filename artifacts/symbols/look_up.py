@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar, cast
 
 from artifacts.errors import DevserverError, NotFound
 from artifacts.futures import Steps
@@ -21,6 +23,8 @@ from artifacts.symbols.symcaches import Symcaches
 from artifacts.symbols.worker_process import ProcessFailed, WorkerProcess
 from artifacts.timers import Timers
 from artifacts.workers import Workers
+
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +86,10 @@ class LookUps:
             NotFound: nothing has that debug id, or tells functions.
             Busy: the server is shutting down.
         """
-        newest = yield self._workers.call(self._debug_files.newest_with, debug_id)
-        stored: list[StoredObject] = []
-        if newest is not None:
-            usable = partial(self._workers.call, self._usable_of, debug_id)
-            stored = yield self._known.get((debug_id, newest), usable)
+        begin = partial(self._begin, addresses)
+        newest, stored, found = yield self._workers.call(begin, debug_id)
+        if found is not None:
+            return cast(list[list[Frame]], found)
         tried: list[StoredObject | StagedObject] = [*stored]
         if not stored or "debug" not in stored[0].features:
             staged = yield self._workers.call(self._staged_of, debug_id)
@@ -95,16 +98,32 @@ class LookUps:
         if newest is not None:
             why_not = "what was uploaded has neither a symbol table nor debug information"
         for one in tried:
-            found = yield from self._found(addresses, one)
-            if isinstance(found, list):
-                return found
-            why_not = found
+            told = yield from self._found(addresses, one)
+            if isinstance(told, list):
+                return told
+            why_not = told
         raise NotFound(f"there are no symbols of {debug_id}: {why_not}")
 
     def close(self, timeout_seconds: float) -> None:
         self._reader.close()
         self._workers.close(timeout_seconds)
         self._builders.close(timeout_seconds)
+
+    def _begin(
+        self, addresses: Sequence[int], debug_id: str
+    ) -> tuple[int | None, list[StoredObject], list[list[Frame]] | None]:
+        """Return which debug file came last, those that can be used, and what the first one tells.
+
+        In one step, as each costs a hand-over, and nearly always this one is all. The last is None
+        where there is more to be done.
+        """
+        newest = self._debug_files.newest_with(debug_id)
+        if newest is None:
+            return None, [], None
+        usable = partial(_ended, partial(self._usable_of, debug_id))
+        stored = self._known.get((debug_id, newest), usable).result()
+        is_best = bool(stored) and "debug" in stored[0].features
+        return newest, stored, self._look_up(addresses, stored[0]) if is_best else None
 
     def _found(
         self, addresses: Sequence[int], one: StoredObject | StagedObject
@@ -170,3 +189,10 @@ class LookUps:
             built = self._symcaches.build(stored.checksum, path, {stored.number: stored})
         self._records.note(stored.debug_file_id, built)
         return built
+
+
+def _ended(call: Callable[[], _Result]) -> Future[_Result]:
+    """Return the future of a call that is made now."""
+    future: Future[_Result] = Future()
+    future.set_result(call())
+    return future
