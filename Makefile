@@ -34,7 +34,7 @@ lint: $(INSTALLED_LINT)  ## check style, formatting and types
 	@echo "mypy"
 	@$(BIN)/mypy
 
-bench: $(INSTALLED_BENCH)  ## measure against the peers (BENCH_ARGS=... chooses what)
+bench: $(INSTALLED_BENCH) $(INSTALLED_BREAKPAD)  ## measure against the peers (BENCH_ARGS=... chooses what)
 	@.ci/bench_tools
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import requests
 
-from bench.benchmarks import BENCHMARKS
+from bench.benchmarks import BENCHMARKS, GROUPS
 from bench.measure import Gap, Row
 from bench.place import Place, Unmeasured
 from bench.report import describe_machine, print_row, print_table, write_json
@@ -32,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="devserver-bench-", dir=options.directory) as directory:
         place = Place(Path(directory).resolve(), options.quick)
         place.directory.chmod(0o755)
-        for name in options.names or BENCHMARKS:
+        for name in _named(options.names) or BENCHMARKS:
             begun_at = time.monotonic()
             try:
                 for row in BENCHMARKS[name](place):
@@ -62,7 +63,9 @@ def main() -> None:
 
 
 def _parse_options() -> argparse.Namespace:
-    names = "\n".join(f"  {name:14} {run.__doc__}" for name, run in BENCHMARKS.items())
+    lines = [f"  {name:14} {run.__doc__}" for name, run in BENCHMARKS.items()]
+    lines += [f"  {name:14} All of {', '.join(of_group)}." for name, of_group in GROUPS.items()]
+    names = "\n".join(lines)
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=f"Measure devserver beside its peers.\n\nbenchmarks:\n{names}",
@@ -81,9 +84,15 @@ def _parse_options() -> argparse.Namespace:
         help="where to put temporary files, on a disk (not in memory); the system's by default",
     )
     options = parser.parse_args()
-    if unknown := [name for name in options.names if name not in BENCHMARKS]:
-        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    known = (*BENCHMARKS, *GROUPS)
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(known)}")
     return options
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """Return the benchmarks of these names, those of a group one by one, each of them once."""
+    return list(dict.fromkeys(each for name in names for each in GROUPS.get(name, (name,))))
 
 
 if __name__ == "__main__":

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 from artifacts.blobs.limits import CHUNK_BYTES
-from bench.chunks import checksum_of, cut, make_chunks
+from bench.assembled import assemble
+from bench.chunks import cut, make_chunks
 from bench.debug_file import debug_file
 from bench.measure import Goal, Row, interleave
 from bench.moved import Moved, rate_row
 from bench.place import MIB, Place, size_text
-from bench.processes import CALL_SECONDS
+from bench.symbol_server import DEBUG_FILES_PATH
 from bench.upload_floor import Floor
 from bench.upload_servers import ORGANIZATION, UploadServer
 
 _NAME = "assembling"
-_DEBUG_FILES = f"/api/0/projects/{ORGANIZATION}/devices/files/difs/assemble/"
-_ASKING_SECONDS = 0.02
 # What assembling writes need not be there after a crash: judged by the faster floor.
 _JUDGED = Floor(syncs=False, one_file=True)
 
@@ -44,7 +38,7 @@ def assembling(place: Place) -> Iterator[Row]:
             floor.name: partial(floor.run, room / "floor", chunks) for floor in floors
         }
         subjects[build] = lambda: _assemble(server, _new_build(), make_chunks(chunks))
-        subjects[dif] = lambda: _assemble(server, _DEBUG_FILES, cut(debug_file(debug_bytes)))
+        subjects[dif] = lambda: _assemble(server, DEBUG_FILES_PATH, cut(debug_file(debug_bytes)))
         warm_up_rounds = 0 if place.quick else 1
         runs = interleave(subjects, place.rounds, warm_up_rounds=warm_up_rounds)
     for ours, what in (
@@ -62,26 +56,7 @@ def _new_build() -> str:
 
 
 def _assemble(server: UploadServer, path: str, chunks: list[bytes]) -> Moved:
-    """Have chunks stored, and then assembled: what counts is from asking for that until it is."""
-    server.upload(chunks)
-    checksum = checksum_of(chunks)
-    offer = {"name": "program", "chunks": [checksum_of([chunk]) for chunk in chunks]}
-    body = json.dumps({checksum: offer}).encode("ascii")
-    size = sum(map(len, chunks))
-    chunks.clear()
-    os.sync()
-    cpu_before, begun_at = server.cpu_seconds(), time.monotonic()
-    pause = threading.Event()
-    while (answer := _ask(server, path, body, checksum))["state"] == "assembling":
-        if time.monotonic() - begun_at > CALL_SECONDS:
-            raise TimeoutError(f"not assembled after {CALL_SECONDS} s")
-        pause.wait(_ASKING_SECONDS)
-    seconds, cpu_seconds = time.monotonic() - begun_at, server.cpu_seconds() - cpu_before
-    if answer["state"] != "ok":
-        raise RuntimeError(f"assembling was answered {answer}")
-    server.remove_blobs()
-    return Moved(size, seconds, cpu_seconds)
-
-
-def _ask(server: UploadServer, path: str, body: bytes, checksum: str) -> Any:
-    return json.loads(server.post(path, body))[checksum]
+    try:
+        return assemble(server, path, chunks)
+    finally:
+        server.remove_blobs()

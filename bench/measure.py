@@ -36,7 +36,7 @@ class Goal:
 
     def is_reached(self, value: float) -> bool:
         # What is printed is what is judged: a figure counts as it is rounded.
-        value = float(f"{value:.{_digits(value)}f}")
+        value = float(number_text(value))
         return value >= self.value if self.relation == ">=" else value <= self.value
 
 
@@ -155,6 +155,11 @@ def describe_runs(name: str, runs: Sequence[Run]) -> str:
 
 def runs_to_json(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     return {name: [asdict(run) for run in of_name] for name, of_name in runs.items()}
+
+
+def number_text(value: float) -> str:
+    """Return a figure as tables have it."""
+    return f"{value:.{_digits(value)}f}"
 
 
 def _digits(value: float) -> int:

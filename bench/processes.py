@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import psutil
 import requests
@@ -108,7 +109,7 @@ class Devserver:
             self._process.kill()
             self._process.wait()
 
-    def __enter__(self) -> Devserver:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,11 +140,26 @@ class PeakMemory:
 
 def run_once(command: Sequence[str]) -> tuple[float, float]:
     """Run a program; return its wall time and its CPU seconds, and those of what it started."""
+    seconds, cpu_seconds, _ = _run_once(command, subprocess.DEVNULL)
+    return seconds, cpu_seconds
+
+
+def run_for_output(command: Sequence[str]) -> tuple[float, float, bytes]:
+    """Run a program as `run_once` does; return what it prints, too; it may complain freely."""
+    return _run_once(command, subprocess.PIPE, subprocess.DEVNULL)
+
+
+def _run_once(
+    command: Sequence[str], output: int, complaints: int | None = None
+) -> tuple[float, float, bytes]:
     before, begun_at = os.times(), time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=CALL_SECONDS)
+    ended = subprocess.run(
+        command, check=True, stdout=output, stderr=complaints, timeout=CALL_SECONDS
+    )
     seconds, after = time.monotonic() - begun_at, os.times()
     cpu_before = before.children_user + before.children_system
-    return seconds, after.children_user + after.children_system - cpu_before
+    cpu_seconds = after.children_user + after.children_system - cpu_before
+    return seconds, cpu_seconds, ended.stdout
 
 
 @contextmanager
@@ -214,6 +230,19 @@ def cpu_seconds_of_tree(process: psutil.Process) -> float:
         with suppress(psutil.NoSuchProcess):
             times = each.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def bytes_written_by_tree(process: psutil.Process) -> int:
+    """Return what a process has written, with those that it has started and those that have ended.
+
+    It is what went to files and pipes by ``write`` and its like, sockets not included. Only Linux
+    counts it.
+    """
+    total = 0
+    for each in _tree(process):
+        with suppress(psutil.NoSuchProcess):
+            total += each.io_counters().write_chars
     return total
 
 

@@ -14,7 +14,10 @@ from typing import Any
 from bench.measure import Gap, Row
 from bench.programs import describe_programs
 
-_PACKAGES = ("CherryPy", "cheroot", "requests", "urllib3", "google-cloud-storage", "google-crc32c")
+_PACKAGES = (
+    *("CherryPy", "cheroot", "requests", "urllib3", "google-cloud-storage", "google-crc32c"),
+    *("symbolic", "multi-demangle"),
+)
 
 
 def print_row(row: Row) -> None:
