@@ -16,6 +16,15 @@ CONTEXT_SETTINGS = {
     "help_option_names": ["-h", "--help"],
 }
 
+wait_option = click.option(
+    "--wait",
+    "wait_seconds",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="how long the builder may take to upload what is not there yet",
+)
+
 _METAVARS = {
     "allow_archive": "PREFIX",
     "archive_root": "URL",

@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 
 from artifacts.archive_url import ArchiveUrl, BuildName
 from artifacts.commands.client import Client, server_options
-from artifacts.commands.options import CONTEXT_SETTINGS
+from artifacts.commands.options import CONTEXT_SETTINGS, wait_option
 from artifacts.commands.progress import progress_bars, rate
 from artifacts.errors import DevserverError
 
@@ -26,14 +26,7 @@ _WAIT_SECONDS = 24 * 3600.0
 @click.argument("archive_url")
 @click.option("--artifacts", default="", help="artifacts to stage, separated by commas")
 @click.option("--files", default="", help="files or globs of the archive to stage, likewise")
-@click.option(
-    "--wait",
-    "wait_seconds",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="SECONDS",
-    help="how long the builder may take to upload what is not there yet",
-)
+@wait_option
 @click.option("--json", "as_json", is_flag=True, help="print what is staged as JSON")
 @server_options
 def stage_command(

@@ -17,7 +17,7 @@ from rich.progress import Progress, TaskID
 from artifacts.commands.client import Client, server_options
 from artifacts.commands.crash_report import parse_report, print_report
 from artifacts.commands.form_body import FormBody, FormFile
-from artifacts.commands.options import CONTEXT_SETTINGS
+from artifacts.commands.options import CONTEXT_SETTINGS, wait_option
 from artifacts.commands.progress import progress_bars
 from artifacts.commands.stage import build_name_of
 from artifacts.errors import BadRequest, DevserverError
@@ -33,14 +33,7 @@ _ANSWER_SECONDS = 2 * 3600.0
 @click.command("symbolicate", context_settings=CONTEXT_SETTINGS)
 @click.argument("dump", type=click.Path(readable=False, allow_dash=True))
 @click.option("--archive-url", metavar="URL", help="build whose debug symbols are staged first")
-@click.option(
-    "--wait",
-    "wait_seconds",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="SECONDS",
-    help="how long the builder may take to upload what is not there yet",
-)
+@wait_option
 @click.option("--all-threads", is_flag=True, help="print all threads, not just the crashed one")
 @click.option("--json", "as_json", is_flag=True, help="print the server's answer as JSON")
 @server_options

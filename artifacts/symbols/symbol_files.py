@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import IO
 
-from artifacts.disk import fsync_directory, make_directory
 from artifacts.errors import DevserverError, storage_error
 from artifacts.recent_outcomes import RecentOutcomes
 from artifacts.symbols.choice import WalkChoice
 from artifacts.symbols.copies import DebugFileCopies
 from artifacts.symbols.debug_files import StoredObject
+from artifacts.symbols.kept_files import KeptFiles
 from artifacts.symbols.limited_programs import LimitedPrograms, ProgramLimits
 from artifacts.workers import Workers
 
@@ -37,7 +36,6 @@ _MAX_KEPT_BYTES = 20 << 30
 # For which it is not tried again to convert what cannot be converted.
 _FAILED_SECONDS = 60.0
 _FAILED_FILES = 10_000
-_ASIDE = ".aside-"
 _STACK = b"STACK "
 _PIECE_BYTES = 1 << 16
 
@@ -70,19 +68,13 @@ class SymbolFiles:
         self._copies = copies
         self._programs = programs
         self._dump_syms = dump_syms
-        self._directory = directory
+        self._files = KeptFiles(directory)
         self._max_kept_bytes = max_kept_bytes
         self._workers = Workers("symbol-file", os.cpu_count() or 1)
         # What was made is remembered by being there.
         self._made: RecentOutcomes[str, Path] = RecentOutcomes(
             _FAILED_SECONDS, _FAILED_FILES, lambda _: _FAILED_FILES + 1
         )
-        try:
-            make_directory(directory)
-            for aside in directory.glob(f"{_ASIDE}*"):
-                aside.unlink()
-        except OSError as error:
-            raise storage_error(error, str(directory)) from error
 
     @property
     def formats(self) -> frozenset[str]:
@@ -98,7 +90,7 @@ class SymbolFiles:
         Raises:
             Busy: the server is shutting down, or too many are made.
         """
-        path = self._directory / _name_of(choice)
+        path = self._files.directory / _name_of(choice)
         with contextlib.suppress(OSError):
             # It was used last now.
             os.utime(path)
@@ -112,14 +104,13 @@ class SymbolFiles:
         self._workers.close(timeout_seconds)
 
     def _make(self, choice: WalkChoice, path: Path) -> Path:
-        with self._aside() as aside:
+        with self._files.aside() as aside:
             try:
                 with aside.open("wb") as file:
                     self._write(choice, file)
                     file.flush()
                     os.fsync(file.fileno())
-                aside.replace(path)
-                fsync_directory(self._directory)
+                self._files.keep(aside, path)
                 self._make_room(path)
             except OSError as error:
                 raise storage_error(error, f"symbols of {choice.named.debug_id}") from error
@@ -131,7 +122,7 @@ class SymbolFiles:
             self._write_all(choice.named, file)
             return
         for stored, takes_frames in ((choice.named, False), (choice.unwound, True)):
-            with self._aside() as part, part.open("w+b") as whole:
+            with self._files.aside() as part, part.open("w+b") as whole:
                 self._write_all(stored, whole)
                 whole.seek(0)
                 file.writelines(_some_lines(whole, takes_frames))
@@ -158,7 +149,7 @@ class SymbolFiles:
     def _make_room(self, newest: Path) -> None:
         """Remove what was used longest ago, until the others are no more than may be kept."""
         files = []
-        for path in self._directory.glob("*.sym"):
+        for path in self._files.directory.glob("*.sym"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))
@@ -169,14 +160,6 @@ class SymbolFiles:
             if path != newest:
                 path.unlink(missing_ok=True)
                 kept -= size
-
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[Path]:
-        aside = self._directory / f"{_ASIDE}{uuid.uuid4().hex}"
-        try:
-            yield aside
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _some_lines(file: IO[bytes], of_frames: bool) -> Iterator[bytes]:

@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from artifacts.disk import fsync_directory, make_directory
 from artifacts.errors import storage_error
+from artifacts.symbols.kept_files import KeptFiles
 from artifacts.symbols.symcache_builder import ConversionFailed, SymcacheBuilder
 from artifacts.symbols.symcache_records import BuiltSymcache, SymcacheRecords
 
 # What is built first is recorded next; what is not on record by then never will be.
 _RECORD_SECONDS = 3600.0
-_ASIDE = ".aside-"
 _MAX_ERROR_CHARACTERS = 1000
 
 
@@ -58,15 +56,9 @@ class Symcaches:
         """
         self._records = records
         self._builder = builder
-        self._directory = directory
+        self._files = KeptFiles(directory)
         # That of the library, once it has been asked.
         self._version: int | None = None
-        try:
-            make_directory(directory)
-            for aside in directory.glob(f"{_ASIDE}*"):
-                aside.unlink()
-        except OSError as error:
-            raise storage_error(error, str(directory)) from error
 
     def build(
         self, checksum: str, path: Path, objects: Mapping[int, Convertible]
@@ -104,7 +96,7 @@ class Symcaches:
 
     def path_of(self, checksum: str, number: int, version: int) -> Path:
         """Return where a symcache is, if it is there."""
-        return self._directory / checksum[:2] / f"{checksum[2:]}-{number}-v{version}"
+        return self._files.directory / checksum[:2] / f"{checksum[2:]}-{number}-v{version}"
 
     def remove_unrecorded(self) -> None:
         """Remove the files that nothing on record names, but for those that are just built.
@@ -113,7 +105,7 @@ class Symcaches:
             DatabaseUnavailable: it cannot be told which these are.
             OSError: the directory cannot be read.
         """
-        for directory in sorted(self._directory.glob("[0-9a-f][0-9a-f]")):
+        for directory in sorted(self._files.directory.glob("[0-9a-f][0-9a-f]")):
             recorded = {self.path_of(*one) for one in self._records.of_checksums(directory.name)}
             for path in directory.iterdir():
                 with contextlib.suppress(FileNotFoundError):
@@ -124,22 +116,12 @@ class Symcaches:
     def _build_one(self, path: Path, found: Convertible, final: Path) -> None:
         if final.exists():
             return
-        with self._aside() as aside:
+        with self._files.aside() as aside:
             self._builder.build(path, found.debug_id, found.architecture, aside)
             try:
-                make_directory(final.parent)
-                aside.replace(final)
-                fsync_directory(final.parent)
+                self._files.keep(aside, final)
             except OSError as error:
                 raise storage_error(error, "a symcache") from error
-
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[Path]:
-        aside = self._directory / f"{_ASIDE}{uuid.uuid4().hex}"
-        try:
-            yield aside
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def has_symbols(features: Collection[str]) -> bool:
