@@ -364,6 +364,8 @@ class Build:
                 manifest.items[item] = ItemRecord(
                     ItemState.STAGED, paths, tuple(names), size, self._boot_id if names else None
                 )
+            if names:
+                self._tree_cache.note_recorded()
 
     def record_failed(self, item: Item, failure: Failure) -> bool:
         """Record why an item failed; return False where there is no manifest to do so."""

@@ -136,7 +136,7 @@ class Config(BaseSettings):
         description="Breakpad's converter of debug files; by default the one beside the stack "
         "walker, or on PATH",
     )
-    walk_timeout: Seconds = Field(
+    walk_timeout: Annotated[float, Field(gt=0, le=86_400)] = Field(
         60, description="seconds that the stack walker gets for a minidump"
     )
     accel_redirect: str | None = Field(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from artifacts.errors import DevserverError
+from artifacts.errors import DevserverError, storage_error
 
 # Of the lock of a data directory, in it.
 LOCK_NAME = "lock"
@@ -50,6 +50,19 @@ def make_directory(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for made in missing:
         fsync_directory(made.parent)
+
+
+def make_empty_directory(directory: Path) -> None:
+    """Make a directory for temporary files, or empty the one that a crash has left.
+
+    Raises:
+        InsufficientStorage, DevserverError: it cannot be made.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, str(directory)) from error
 
 
 def link_into_place(source: Path, destination: Path) -> None:

@@ -11,6 +11,7 @@ from artifacts.errors import InsufficientStorage
 
 # What unpacking leaves of a disk: an archive that comes to more than was thought must not fill it.
 _MAX_SPARE_BYTES = 64 << 20
+_CHECK_EVERY_BYTES = 4 << 20
 _SPARE_SHARE = 20  # of a small disk, one part in so many
 
 
@@ -56,6 +57,23 @@ class Space:
     def _release(self, reservation: Reservation) -> None:
         with self._lock:
             self._reservations.discard(reservation)
+
+
+class RoomWatch:
+    """Looks whether there is room while something is written that nobody knows the size of."""
+
+    def __init__(self, check_room: Callable[[], None]) -> None:
+        """``check_room`` raises InsufficientStorage where there is none."""
+        self._check_room = check_room
+        self._unchecked_bytes = 0
+        check_room()
+
+    def note(self, count: int) -> None:
+        """Note that as many bytes are written, or about to be; raise InsufficientStorage."""
+        self._unchecked_bytes += count
+        if self._unchecked_bytes >= _CHECK_EVERY_BYTES:
+            self._unchecked_bytes = 0
+            self._check_room()
 
 
 class Reservation:

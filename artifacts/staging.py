@@ -95,6 +95,11 @@ class Staging:
             raise BuildNotFound(f"no such build: {name}")
         return build
 
+    @property
+    def trees_recorded(self) -> int:
+        """What grows whenever members of archives become part of a build."""
+        return self._trees.recorded
+
     def manifest_version(self, name: BuildName) -> tuple[int, int] | None:
         """Return what changes whenever a build's manifest does; None where there is none."""
         try:

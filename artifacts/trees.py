@@ -28,6 +28,18 @@ class TreeCache:
         self._lock = threading.Lock()  # guards the dictionary and the count; not held during I/O
         self._trees: OrderedDict[Path, Tree] = OrderedDict()
         self._members = 0
+        self._recorded = 0
+
+    @property
+    def recorded(self) -> int:
+        """How often trees have become part of a build, in this process."""
+        with self._lock:
+            return self._recorded
+
+    def note_recorded(self) -> None:
+        """Note that trees have become part of a build: its manifest names them."""
+        with self._lock:
+            self._recorded += 1
 
     def load(self, path: Path) -> Tree:
         """Return the tree kept at ``path``; raise OSError or ValueError where that fails."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -33,7 +32,8 @@ from artifacts.blobs.files import BlobPart, Files, parts_of
 from artifacts.blobs.offers import Offer
 from artifacts.database.database import Database
 from artifacts.database.locks import Locks
-from artifacts.errors import BadRequest, Busy, Conflict, in_words, storage_error
+from artifacts.disk import make_empty_directory
+from artifacts.errors import BadRequest, Busy, Conflict, in_words
 from artifacts.shared_calls import SharedCalls
 from artifacts.turns import Turns
 from artifacts.workers import Workers
@@ -128,11 +128,7 @@ class Assembler:
         self._begun = BegunWork(database)
         self._kinds: dict[str, MakePurpose] = {}
         self._directory = directory
-        shutil.rmtree(directory, ignore_errors=True)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(error, str(directory)) from error
+        make_empty_directory(directory)
         self._stopped = threading.Event()
         self._workers = Workers("assembling", _FILES_AT_ONCE)
         # By the name of the lock: many may want one file, and keep no worker from other files.

@@ -18,7 +18,7 @@ from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.wsgi import Gateway_10
 
 from artifacts.errors import DevserverError, one_line
-from artifacts.serving.answer import Answer, error_at, text_error
+from artifacts.serving.answer import Answer, error_at
 from artifacts.serving.delivery import Delivery
 from artifacts.serving.file_answer import FileAnswer
 from artifacts.serving.hot_files import SimpleRequest
@@ -111,7 +111,7 @@ class Gateway(Gateway_10):
                 given = given.answer(given.future)
         except Exception as error:
             # The edge of a request: it has to be answered, whatever went wrong.
-            given = text_error(error)
+            given = error_at(self.req.called_path, error)
         self._take(given)
 
     def _take(self, given: Reply | Wait) -> None:
@@ -178,7 +178,7 @@ class _Request(HTTPRequest):
         return False
 
     @property
-    def _path(self) -> str:
+    def called_path(self) -> str:
         uri: bytes = getattr(self, "uri", b"")
         return uri.partition(b"?")[0].decode("latin-1")
 
@@ -187,7 +187,7 @@ class _Request(HTTPRequest):
         if self.chunked_read:
             self.close_connection = True
         length = None if self.chunked_read else int(self.inheaders.get(b"Content-Length", b"0"))
-        max_bytes = self.server.max_body_bytes(self._path)
+        max_bytes = self.server.max_body_bytes(self.called_path)
         if length is not None and length > max_bytes:
             self.simple_response("413", f"the request's body is larger than {max_bytes:,} bytes")
             return
@@ -219,7 +219,7 @@ class _Request(HTTPRequest):
         self.conn.wfile.take()
         reason = msg or HTTPStatus(number).phrase
         error = DevserverError(reason, status=number, code=f"http_{number}")
-        self.conn.wfile.write(self.conn.refusal(error_at(self._path, error)))
+        self.conn.wfile.write(self.conn.refusal(error_at(self.called_path, error)))
 
 
 class Connection(HTTPConnection):

@@ -8,6 +8,7 @@ of them ever waits for a disk: what is not in the page cache is read ahead by th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.errors import BadRequest, DevserverError, TimedOut, shutting_down
+from artifacts.errors import BadRequest, Busy, DevserverError, TimedOut, shutting_down
 from artifacts.serving.acceptor import Acceptor, Handshakes
 from artifacts.serving.answer import error_at
 from artifacts.serving.connection import Connection
@@ -96,7 +97,7 @@ class Front:
         self._own_sender = self._make_deliverer(self._thread)
         self._acceptor = Acceptor(self._loop, listener, self._has_room, self._welcome)
         self._handshakes = Handshakes(self._loop)
-        self._waiting_room = WaitingRoom(self._thread, self._resume, self._close)
+        self._waiting_room = WaitingRoom(self._thread, self._resume, self._give_up)
         self._lingerer = Lingerer(self._loop)
         self._receivers = Workers("receiver", limits.max_bodies)
         self._work_queue = WorkQueue(
@@ -253,6 +254,13 @@ class Front:
 
     def _resume(self, connection: Connection, wait: Wait, outcome: Future[Any]) -> None:
         self._work_queue.add_resumed(connection, partial(connection.resume, wait, outcome))
+
+    def _give_up(self, connection: Connection, wait: Wait) -> None:
+        """Hang up on a client that has done so, and have what it waited for told."""
+        self._close(connection)
+        if wait.given_up is not None:
+            with contextlib.suppress(Busy):
+                self._disk_readers.submit(wait.given_up)
 
     def _refuse(self, connection: Connection, error: DevserverError) -> None:
         """Answer without a worker, and hang up."""

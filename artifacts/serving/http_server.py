@@ -26,9 +26,9 @@ from artifacts.workers import Workers
 _log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 1 << 20
-# By the beginning of the path. Uploaders count 32 MiB of chunks, and not what is around them; a
-# minidump may have 256 MiB.
-_MAX_LARGE_BODY_BYTES = {"/api/0/": 40 << 20, "/symbolicate_dump": 257 << 20}
+# Of these paths and what is below them, which CherryPy does not read (`application.py`). Uploaders
+# count 32 MiB of chunks, and not what is around them; a minidump may have 256 MiB.
+_MAX_LARGE_BODY_BYTES = {"/api/0/": 40 << 20, "/symbolicate_dump/": 257 << 20}
 # Connections that the system keeps until they are accepted.
 _BACKLOG = 4096
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
@@ -87,7 +87,8 @@ class HttpServer(Server):
     @staticmethod
     def max_body_bytes(path: str) -> int:
         """Return how large the body of a request for ``path`` may be."""
-        limits = (limit for at, limit in _MAX_LARGE_BODY_BYTES.items() if path.startswith(at))
+        place = f"{path.rstrip('/')}/"
+        limits = (limit for at, limit in _MAX_LARGE_BODY_BYTES.items() if place.startswith(at))
         return next(limits, _MAX_BODY_BYTES)
 
     def start(self) -> None:

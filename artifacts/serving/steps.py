@@ -20,7 +20,7 @@ def answer_in_steps(
 
     All of it may take ``timeout_seconds``. What a step waits for is waited for here, up to
     ``patience_seconds``: for steps that are usually over before a connection is handed over.
-    Raises what a step raises.
+    Where the client hangs up, the steps are closed. Raises what a step raises.
     """
     deadline = time.monotonic() + timeout_seconds
     patient_until = time.monotonic() + patience_seconds
@@ -41,7 +41,12 @@ def _take(
         reply: Reply = end.value
         return reply
     left = max(0.0, deadline - time.monotonic())
-    return Wait(awaited, left, lambda ended: _take(lambda: _go_on(steps, ended), steps, deadline))
+    return Wait(
+        awaited,
+        left,
+        lambda ended: _take(lambda: _go_on(steps, ended), steps, deadline),
+        given_up=steps.close,
+    )
 
 
 def _ends_by(awaited: Future[Any], patient_until: float) -> bool:

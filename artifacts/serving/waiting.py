@@ -18,12 +18,14 @@ class Wait:
     """What a request waits for: ``answer`` shapes the outcome, which is a result or an error.
 
     It may also answer with another wait. It is called on a worker's thread; a DevserverError that
-    it raises becomes a line of text.
+    it raises becomes what clients of the path expect. ``given_up`` is called instead, likewise on
+    some thread, where the client has hung up.
     """
 
     future: Future[Any]
     timeout_seconds: float
     answer: Callable[[Future[Any]], Reply | Wait]
+    given_up: Callable[[], None] | None = None
 
 
 class Exchange:

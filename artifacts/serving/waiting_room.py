@@ -31,7 +31,7 @@ class WaitingRoom:
     """Watches futures, the clock, and who hangs up; for the loop's own thread."""
 
     def __init__(
-        self, thread: LoopThread, over: Over, has_gone: Callable[[Connection], None]
+        self, thread: LoopThread, over: Over, has_gone: Callable[[Connection, Wait], None]
     ) -> None:
         """``over`` takes those whose wait has ended, ``has_gone`` those who have hung up."""
         self._thread = thread
@@ -72,12 +72,13 @@ class WaitingRoom:
 
     def _look_at(self, number: int) -> None:
         """A waiting client sent something, or hung up."""
-        connection = self._guests[number].connection
+        guest = self._guests[number]
+        connection = guest.connection
         # Without reading on, it could not be seen to hang up; so much ahead nobody has to send.
         if not connection.inbox.take_in() or connection.inbox.is_full:
             _log.debug("a waiting client has hung up, or sent too much ahead")
             self._let_go(number)
-            self._has_gone(connection)
+            self._has_gone(connection, guest.wait)
 
 
 def failed(error: Exception) -> Future[Any]:

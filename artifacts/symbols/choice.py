@@ -29,10 +29,11 @@ class WalkChoice:
 def for_lines(stored: Sequence[StoredObject]) -> list[StoredObject]:
     """Return those that can tell functions and lines, the best first.
 
-    Debug information tells lines, and a symbol table only functions. Among equals the first counts.
+    Debug information tells lines, and a symbol table only functions. What Breakpad makes of debug
+    information has less than that: what is inlined, above all. Among equals the first counts.
     """
     usable = [one for one in stored if has_symbols(one.features)]
-    return sorted(usable, key=lambda one: "debug" not in one.features)
+    return sorted(usable, key=lambda one: ("debug" not in one.features, one.format == "breakpad"))
 
 
 def for_walking(stored: Sequence[StoredObject], formats: Collection[str]) -> WalkChoice | None:

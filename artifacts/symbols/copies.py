@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from artifacts.blobs.chunked_files import ChunkedFiles
 from artifacts.blobs.files import Files
 from artifacts.blobs.storage import BlobMissing
 from artifacts.errors import ArchiveError, NotFound, storage_error
+from artifacts.space import RoomWatch
 from artifacts.symbols.debug_files import StoredObject
 
 # What is raised where a debug file is damaged, or gone: another one may do instead.
@@ -55,17 +55,23 @@ class DebugFileCopies:
             StorageError: the blob storage fails.
             InsufficientStorage: the disk is full.
         """
-        self._check_room()
+        room = RoomWatch(self._check_room)
         file = self._files.find(stored.organization, stored.checksum)
         if file is None:
             raise NotFound(f"the debug file {stored.checksum} is not there any more")
         prefetch = file.size > _PREFETCHED_BYTES
         try:
             with self._chunked_files.open(file, prefetch=prefetch) as opened:
-                shutil.copyfileobj(opened, to, _BLOCK_BYTES)
+                while block := opened.read(_BLOCK_BYTES):
+                    room.note(len(block))
+                    to.write(block)
             to.flush()
         except OSError as error:
             raise storage_error(error, f"a copy of the debug file {stored.checksum}") from error
+
+    def watched(self, file: IO[bytes]) -> WatchedFile:
+        """Return what writes to a file as long as there is room on the disk."""
+        return WatchedFile(file, self._check_room)
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[IO[bytes]]:
@@ -77,3 +83,15 @@ class DebugFileCopies:
             except OSError as error:
                 raise storage_error(error, "a copy of a debug file") from error
             yield file
+
+
+class WatchedFile:
+    """A file that is written as long as there is room; else InsufficientStorage is raised."""
+
+    def __init__(self, file: IO[bytes], check_room: Callable[[], None]) -> None:
+        self._file = file
+        self._room = RoomWatch(check_room)
+
+    def write(self, data: bytes, /) -> int:
+        self._room.note(len(data))
+        return self._file.write(data)

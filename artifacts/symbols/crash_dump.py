@@ -15,6 +15,7 @@ from pathlib import Path
 
 from artifacts.errors import BadRequest, TooLarge, storage_error
 from artifacts.serving.multipart import PartHead
+from artifacts.space import RoomWatch
 from artifacts.symbols.minidump import DumpModule, ModuleNames, rename_modules
 
 # Of devices with all of their memory in it; others have some hundred KiB.
@@ -39,8 +40,8 @@ class CrashDump:
         Raises:
             InsufficientStorage, DevserverError: it cannot be made.
         """
-        check_room()
         self.fields: dict[str, str] = {}
+        self._room = RoomWatch(check_room)
         self._removed = removed
         self._directory = directory / f"dump-{uuid.uuid4().hex}"
         self._dump = self._directory / "minidump"
@@ -77,6 +78,7 @@ class CrashDump:
         if self._taking == _FIELD:
             assert self._bytes is not None
             self._bytes += len(data)
+            self._room.note(len(data))
             if self._bytes > MAX_DUMP_BYTES:
                 raise TooLarge(f"the minidump is larger than {MAX_DUMP_BYTES:,} bytes")
             try:
@@ -123,7 +125,7 @@ class CrashDump:
 
         One that has been removed meanwhile is left out.
         """
-        tokens = set()
+        tokens: set[str] = set()
         for module in modules.modules:
             path = paths.get(module.debug_id) if module.debug_id else None
             if path is not None and module.token not in tokens and self._link(module, path):
@@ -132,13 +134,17 @@ class CrashDump:
 
     def _link(self, module: DumpModule, path: Path) -> bool:
         assert module.identifier is not None
-        place = self._symbols / module.token / module.identifier / f"{module.token}.sym"
+        directory = self._symbols / module.token
+        place = directory / module.identifier / f"{module.token}.sym"
         try:
-            place.parent.mkdir(parents=True)
+            # Below one that is there: the dump may just have been removed.
+            directory.mkdir()
+            place.parent.mkdir()
             # A second name keeps the file for as long as it is read; not all file systems do.
             try:
                 os.link(path, place)
             except FileNotFoundError:
+                # Either the symbols are gone, or the dump is.
                 return False
             except OSError:
                 place.symlink_to(path)

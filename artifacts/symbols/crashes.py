@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from artifacts.archive_url import BuildName
 from artifacts.errors import Busy, DevserverError
@@ -25,8 +26,9 @@ from artifacts.symbols.symbol_files import SymbolFiles
 from artifacts.workers import Workers
 
 _log = logging.getLogger(__name__)
+_Shape = TypeVar("_Shape")
 
-# Dumps that are received, or wait for their turn.
+# Dumps that are received, or wait for their turn. (A walk ends a moment after its dump has gone.)
 _MAX_DUMPS = 256
 _FINDERS = 4
 
@@ -78,12 +80,18 @@ class Crashes:
             raise
 
     def walk(
-        self, dump: CrashDump, wanted: WantedBuild | None, *, in_full: bool
-    ) -> Steps[StackWalk]:
+        self,
+        dump: CrashDump,
+        wanted: WantedBuild | None,
+        shape: Callable[[StackWalk], _Shape],
+        *,
+        in_full: bool,
+    ) -> Steps[_Shape]:
         """Walk a dump that is there, and remove it in the end.
 
         Args:
             wanted: the build whose symbols are staged first.
+            shape: makes of the walk what is returned, on a thread that has the time.
             in_full: whether what the walker prints for machines is wanted, too.
 
         Raises:
@@ -91,6 +99,7 @@ class Crashes:
         """
         try:
             walked = yield from self._walked(dump, wanted, in_full)
+            shaped: _Shape = yield self._walkers.call(shape, walked)
         except DevserverError:
             yield self._finders.call(CrashDump.remove, dump)
             raise
@@ -99,7 +108,7 @@ class Crashes:
             self.remove(dump)
             raise
         yield self._finders.call(CrashDump.remove, dump)
-        return walked
+        return shaped
 
     def remove(self, dump: CrashDump) -> None:
         """Have a dump removed, by a thread that has the time."""
@@ -127,7 +136,14 @@ class Crashes:
             self._walkers.call(partial(self._walk, dump), for_machines)
             for for_machines in ((False, True) if in_full else (False,))
         ]
-        yield all_ended(walks)
+        try:
+            yield all_ended(walks)
+        except BaseException:
+            # Nobody waits for them any more.
+            for walk in walks:
+                walk.cancel()
+            self._walker.give_up(dump.path)
+            raise
         text, printed = walks[0].result(), walks[-1].result() if in_full else ""
         return StackWalk(printed, text, modules, with_symbols)
 

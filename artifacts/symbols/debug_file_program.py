@@ -7,6 +7,7 @@ standard input. It imports nothing of the server, to start fast and stay small.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -35,7 +36,9 @@ def main(work: str, seconds: int, address_space_bytes: int) -> None:
     # Whoever runs the server may have set a lower one, which cannot be raised.
     allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
     if allowed == resource.RLIM_INFINITY or allowed > address_space_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+        # macOS refuses this one.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = _WORKS[work]()
     for line in sys.stdin:

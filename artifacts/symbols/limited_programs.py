@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import threading
@@ -13,16 +12,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from artifacts.errors import DevserverError, TimedOut, busy_if_out_of_files, shutting_down
-from artifacts.symbols.worker_process import plain_environment
+from artifacts.symbols.sessions import close_and_wait, end_session, has_ended, plain_environment
 
 _LAUNCHER = Path(__file__).with_name("limit_and_run.py")
 _BLOCK_BYTES = 1 << 16
 # Of what it says of its work, the last is kept, for the log.
 _KEPT_CHATTER_BYTES = 4096
 _CANNOT_RUN = 127
+_END_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Ended:
     chatter: str
 
 
+class Output(Protocol):
+    """What takes what a program prints."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
 class TooMuchOutput(DevserverError):
     """A program printed more than it may, and was ended."""
 
@@ -72,11 +78,16 @@ class LimitedPrograms:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards both below
-        self._running: set[subprocess.Popen[bytes]] = set()
+        # Each with whose it is.
+        self._running: dict[subprocess.Popen[bytes], object] = {}
         self._is_closed = False
 
     def run(
-        self, command: Sequence[str], limits: ProgramLimits, output: IO[bytes] | None = None
+        self,
+        command: Sequence[str],
+        limits: ProgramLimits,
+        output: Output | None = None,
+        owner: object = None,
     ) -> Ended:
         """Run a program to its end, in a session of its own, with next to no environment.
 
@@ -84,6 +95,7 @@ class LimitedPrograms:
             command: the program's path, and its arguments.
             output: a file for what it prints; without, that is returned. It is written here, not by
                 the program: one that does not look whether the disk was full seems to succeed.
+            owner: whose it is, for ``end``.
 
         Raises:
             TimedOut: it took too long, and was ended.
@@ -92,10 +104,10 @@ class LimitedPrograms:
             OSError: what it prints cannot be written to ``output``.
             Busy: the server is shutting down.
         """
-        bounds = (limits.seconds + 1, limits.address_space_bytes)
+        bounds = (limits.seconds + 1, limits.address_space_bytes, os.getpid())
         launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), *(str(int(b)) for b in bounds)]
         try:
-            with self._started([*launcher, *command]) as process:
+            with self._started([*launcher, *command], owner) as process:
                 ended = _follow(process, command[0], limits, output)
         finally:
             if self._is_closed:
@@ -104,16 +116,22 @@ class LimitedPrograms:
             raise CannotRun(f"cannot run {command[0]}: {ended.chatter.strip()}")
         return ended
 
+    def end(self, owner: object) -> None:
+        """End what is running for an owner."""
+        with self._lock:
+            for process, whose in self._running.items():
+                if whose == owner:
+                    end_session(process)
+
     def close(self) -> None:
         """End what is running, and run nothing more."""
         with self._lock:
             self._is_closed = True
-            running = list(self._running)
-        for process in running:
-            _kill(process)
+            for process in self._running:
+                end_session(process)
 
     @contextlib.contextmanager
-    def _started(self, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    def _started(self, command: Sequence[str], owner: object) -> Iterator[subprocess.Popen[bytes]]:
         with self._lock:
             if self._is_closed:
                 raise shutting_down()
@@ -132,26 +150,24 @@ class LimitedPrograms:
                 raise busy_if_out_of_files(error) or CannotRun(
                     f"cannot run a program: {reason}"
                 ) from error
-            self._running.add(process)
+            self._running[process] = owner
         try:
-            with process:
-                try:
-                    yield process
-                finally:
-                    # What it may have started itself ends with it.
-                    _kill(process)
+            yield process
         finally:
             with self._lock:
-                self._running.discard(process)
+                del self._running[process]
+                # Under the lock: once it is waited for, its number may be another process's.
+                end_session(process)
+            close_and_wait(process)
 
 
 def _follow(
     process: subprocess.Popen[bytes],
     program: str,
     limits: ProgramLimits,
-    output: IO[bytes] | None,
+    output: Output | None,
 ) -> Ended:
-    """Read what a program prints, until it has ended."""
+    """Read what a program prints, until it has ended; what it has started ends then, too."""
     printed, chatter = bytearray(), bytearray()
     printed_bytes = 0
     deadline = time.monotonic() + limits.seconds
@@ -180,15 +196,8 @@ def _follow(
                 raise TooMuchOutput(
                     f"{name} printed over {limits.output_bytes:,} bytes, and was ended"
                 )
-    try:
-        status = process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise too_late from None
+    if not has_ended(process, max(0.0, deadline - time.monotonic())):
+        raise too_late
+    end_session(process)
+    status = process.wait(_END_SECONDS)
     return Ended(status, bytes(printed), chatter.decode("utf-8", "replace"))
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all of its session; it is the first of its group."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)

@@ -96,7 +96,9 @@ class LookUps:
             tried = [*staged, *stored]
         why_not = "none were uploaded, or are staged"
         if newest is not None:
-            why_not = "what was uploaded has neither a symbol table nor debug information"
+            why_not = (
+                "what was uploaded has neither a symbol table nor debug information, or is damaged"
+            )
         for one in tried:
             told = yield from self._found(addresses, one)
             if isinstance(told, list):

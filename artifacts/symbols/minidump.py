@@ -16,7 +16,7 @@ import re
 import struct
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.errors import BadRequest
@@ -39,8 +39,11 @@ _MAX_STREAMS = 128
 _MAX_MODULES = 2048
 _MAX_NAME_BYTES = 2048
 _MAX_CODEVIEW_BYTES = 32768
-# What follows "module-" is the debug id in Breakpad's spelling, or a number where there is none.
-_TOKEN = re.compile(r"module-(?:[0-9A-F]{32}[0-9a-f]{1,8}|without-id-[0-9]+)")
+# What follows "module-" is the debug id in Breakpad's spelling, with a number if modules of other
+# names have it, too; or a number where there is none.
+_TOKEN = re.compile(r"module-(?:[0-9A-F]{32}[0-9a-f]{1,8}(?:-[0-9]+)?|without-id-[0-9]+)")
+# C0 but for line ends and tabs, DEL, and C1: what terminals obey.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, " ")
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,12 @@ class DumpModule:
         name: of its file, without directories; for people, who are shown it as it is here.
         debug_name: of its debug file, likewise.
         identifier: Breakpad's spelling of its debug id; None where it has none.
-        base: the address that it was loaded at.
         token: the name that the stack walker sees.
     """
 
     name: str
     debug_name: str
     identifier: str | None
-    base: int
     token: str
 
     @property
@@ -72,7 +73,7 @@ def rename_modules(path: Path) -> ModuleNames:
     Where the modules cannot be read, none are returned, and the file is as it was.
 
     Raises:
-        BadRequest: it is no minidump at all.
+        BadRequest: it is no minidump at all, or parts of it lie over each other.
         OSError: the file cannot be read, or extended.
     """
     with path.open("r+b") as file:
@@ -82,11 +83,17 @@ def rename_modules(path: Path) -> ModuleNames:
         added = bytearray()
         with mmap.mmap(file.fileno(), 0) as dump:
             order = _byte_order(dump)
-            modules = []
-            for number, at in enumerate(_module_places(dump, order)):
-                module = _read_module(dump, order, at, number)
-                modules.append(module)
+            places = list(_module_places(dump, order))
+            modules = _with_tokens([_read_module(dump, order, at) for at in places])
+            renamed = [
                 _rename(dump, order, at, module.token, size, added)
+                for at, module in zip(places, modules, strict=True)
+            ]
+            # What was changed may have been part of something else, as of another list of modules.
+            if places != list(_module_places(dump, order)) or renamed != [
+                dump[at : at + _MODULE_BYTES] for at in places
+            ]:
+                raise BadRequest("not a minidump that can be read: its parts lie over each other")
         file.write(added)
     return ModuleNames(modules)
 
@@ -110,13 +117,16 @@ class ModuleNames:
         return token if module is None else module.debug_name
 
     def restored(self, text: str) -> str:
-        """Return what the walker has printed for people, with the names of the dump."""
+        """Return what the walker has printed for people, with the names of the dump.
+
+        What terminals obey is left out: versions of systems and functions may have it, too.
+        """
         named = re.sub(
             rf"(WARNING: (?:No|Corrupt) symbols, )({_TOKEN.pattern})",
             lambda match: match[1] + self.debug_name_of(match[2]),
             text,
         )
-        return _TOKEN.sub(lambda match: self.name_of(match[0]), named)
+        return _TOKEN.sub(lambda match: self.name_of(match[0]), named).translate(_CONTROLS)
 
 
 def _byte_order(dump: mmap.mmap) -> str:
@@ -129,7 +139,7 @@ def _byte_order(dump: mmap.mmap) -> str:
 
 
 def _module_places(dump: mmap.mmap, order: str) -> Iterator[int]:
-    """Yield where the modules are described."""
+    """Yield where the modules are described, of all lists of modules: there should be one."""
     streams, at = struct.unpack_from(f"{order}II", dump, 8)
     for number in range(min(streams, _MAX_STREAMS)):
         entry = at + number * _STREAM_BYTES
@@ -138,7 +148,6 @@ def _module_places(dump: mmap.mmap, order: str) -> Iterator[int]:
         kind, size, place = struct.unpack_from(f"{order}III", dump, entry)
         if kind == _MODULE_LIST_STREAM:
             yield from _modules_of_stream(dump, order, place, size)
-            return
 
 
 def _modules_of_stream(dump: mmap.mmap, order: str, place: int, size: int) -> Iterator[int]:
@@ -153,13 +162,25 @@ def _modules_of_stream(dump: mmap.mmap, order: str, place: int, size: int) -> It
             yield first + number * _MODULE_BYTES
 
 
-def _read_module(dump: mmap.mmap, order: str, at: int, number: int) -> DumpModule:
-    (base,) = struct.unpack_from(f"{order}Q", dump, at)
+def _with_tokens(modules: Sequence[DumpModule]) -> list[DumpModule]:
+    """Return the modules with their tokens: the same for those of the same name and id."""
+    tokens: dict[tuple[str | None, str], str] = {}
+    taken: set[str] = set()
+    for number, module in enumerate(modules):
+        key = (module.identifier, module.name)
+        if key not in tokens:
+            token = f"module-{module.identifier or f'without-id-{number}'}"
+            tokens[key] = f"{token}-{number}" if token in taken else token
+            taken.add(tokens[key])
+    return [replace(module, token=tokens[module.identifier, module.name]) for module in modules]
+
+
+def _read_module(dump: mmap.mmap, order: str, at: int) -> DumpModule:
+    """Return a module that has no token yet."""
     (name_at,) = struct.unpack_from(f"{order}I", dump, at + _NAME_OFFSET)
     name = _file_name(_read_string(dump, order, name_at))
     identifier, debug_name = _read_codeview(_codeview_record(dump, order, at), order)
-    token = f"module-{identifier or f'without-id-{number}'}"
-    return DumpModule(name, name if debug_name is None else debug_name, identifier, base, token)
+    return DumpModule(name, name if debug_name is None else debug_name, identifier, token="")
 
 
 def _codeview_record(dump: mmap.mmap, order: str, at: int) -> bytes:
@@ -203,10 +224,11 @@ def _file_name(path: str) -> str:
     return "".join(" " if unicodedata.category(c)[0] == "C" else c for c in name)
 
 
-def _rename(dump: mmap.mmap, order: str, at: int, token: str, size: int, added: bytearray) -> None:
+def _rename(dump: mmap.mmap, order: str, at: int, token: str, size: int, added: bytearray) -> bytes:
     """Have a module be called ``token``; what that takes is to follow the dump's ``size`` bytes.
 
-    Its debug file is called likewise; what is not understood of that is taken away.
+    Returns what describes the module now. Its debug file is called likewise; what is not understood
+    of that is taken away.
     """
     encoded = token.encode("utf-16-le" if order == "<" else "utf-16-be")
     struct.pack_into(f"{order}I", dump, at + _NAME_OFFSET, size + len(added))
@@ -221,3 +243,4 @@ def _rename(dump: mmap.mmap, order: str, at: int, token: str, size: int, added: 
         struct.pack_into(f"{order}II", dump, at + _CODEVIEW_OFFSET, 0, 0)
         # The miscellaneous record, which may have a name as well.
         struct.pack_into(f"{order}II", dump, at + _MISC_OFFSET, 0, 0)
+    return dump[at : at + _MODULE_BYTES]

@@ -37,9 +37,11 @@ class StackWalk:
         head, _, stacks = self.printed.partition("\n\n")
         lines = _fields(head)
         system, cpu, crash = (_first(lines, kind, count) for kind, count in _HEADS)
-        corrupt = frozenset(_CORRUPT.findall(self.text))
+        frames = _fields(stacks)
+        # Of corrupt symbols, the walker uses what it could read.
+        useless = set(_CORRUPT.findall(self.text)) - _with_functions(frames)
         modules = [
-            self._module(line, corrupt)
+            self._module(line, useless)
             for line in lines
             if line[0] == "Module" and len(line) == _MODULE_FIELDS
         ]
@@ -55,12 +57,12 @@ class StackWalk:
                 "cpu_info": cpu[1],
                 "cpu_count": _number(cpu[2]),
             },
-            "threads": self._threads(_fields(stacks), crashed_thread),
+            "threads": self._threads(frames, crashed_thread),
             "modules": modules,
             "modules_without_symbols": [m["name"] for m in modules if not m["has_symbols"]],
         }
 
-    def _module(self, line: Sequence[str], corrupt: Collection[str]) -> dict[str, Any]:
+    def _module(self, line: Sequence[str], useless: Collection[str]) -> dict[str, Any]:
         _, token, version, debug_token, identifier, base, end, is_main = line
         return {
             "name": self.names.name_of(token),
@@ -70,7 +72,7 @@ class StackWalk:
             "start": base,
             "end": end,
             "is_main": is_main == "1",
-            "has_symbols": token in self.with_symbols and token not in corrupt,
+            "has_symbols": token in self.with_symbols and token not in useless,
         }
 
     def _threads(self, lines: Iterable[Sequence[str]], crashed: int | None) -> list[dict[str, Any]]:
@@ -113,6 +115,11 @@ _HEADS = (("OS", 2), ("CPU", 3), ("Crash", 3))
 def _fields(lines: str) -> list[list[str]]:
     """Return the fields of each line; in a name, there may be what other systems end lines with."""
     return [line.split("|") for line in lines.split("\n")]
+
+
+def _with_functions(frames: Iterable[Sequence[str]]) -> set[str]:
+    """Return the tokens of the modules of which any frame has a function."""
+    return {frame[2] for frame in frames if len(frame) == _FRAME_FIELDS and frame[3]}
 
 
 def _number(text: str) -> int | None:

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from artifacts.errors import BadRequest, DevserverError
+from artifacts.errors import BadRequest, DevserverError, one_line
 from artifacts.symbols.limited_programs import Ended, LimitedPrograms, ProgramLimits
 
 _log = logging.getLogger(__name__)
@@ -14,7 +14,12 @@ _log = logging.getLogger(__name__)
 WALKER = "minidump_stackwalk"
 # Symbols of a browser have a gigabyte, and take several times that in memory.
 _ADDRESS_SPACE_BYTES = 16 << 30
-_MAX_PRINTED_BYTES = 64 << 20
+# Hundreds of threads with long stacks print a mebibyte or two.
+_MAX_PRINTED_BYTES = 8 << 20
+
+
+# What its output for machines begins with.
+_MACHINES_READ = b"OS|"
 
 
 class WalkerMissing(DevserverError):
@@ -51,9 +56,15 @@ class StackWalker:
         """
         options = ["-m"] if for_machines else []
         command = [self.find(), *options, str(dump), str(symbols)]
-        ended = self._programs.run(command, self._limits)
+        ended = self._programs.run(command, self._limits, owner=dump)
         _check(ended)
+        if for_machines and not ended.output.startswith(_MACHINES_READ):
+            raise WalkerFailed(f"{command[0]} -m does not print what {WALKER} does")
         return ended.output.decode("utf-8", "replace")
+
+    def give_up(self, dump: Path) -> None:
+        """End the walks of a dump; they fail."""
+        self._programs.end(dump)
 
     def find(self) -> str:
         """Return the walker's path; raise WalkerMissing, which says how to get it."""
@@ -75,7 +86,7 @@ class StackWalker:
 def _check(ended: Ended) -> None:
     if ended.status == 0 and ended.output:
         return
-    _log.info("%s ended with status %d: %s", WALKER, ended.status, ended.chatter[-1000:])
+    _log.info("%s ended with status %d: %s", WALKER, ended.status, one_line(ended.chatter[-1000:]))
     if ended.status < 0:
         raise WalkerFailed(f"{WALKER} died of signal {-ended.status} while it read the minidump")
     if ended.output:

@@ -2,12 +2,14 @@
 
 Builds bring them as ``debug/breakpad/NAME/IDENTIFIER/NAME.sym``, and each build keeps its own.
 Which build has which debug ids is looked up when it is asked for the first time, and again when its
-manifest has changed; what is kept of it in memory is the ids.
+manifest has changed; what is kept of it in memory is the ids. It may say more than is there: what
+it says is looked up in the build.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from artifacts.errors import BadRequest
 from artifacts.manifest import Item, StagedFile
 from artifacts.staging import Staging
 from artifacts.symbols.debug_ids import parse_debug_id
+
+_log = logging.getLogger(__name__)
 
 # The artifacts that bring symbols, by the name they have in catalogs; `/stage_debug` stages the
 # first of them.
@@ -62,13 +66,20 @@ class StagedSymbols:
         # Guards the index; held while it is brought up to date, so that it is read once.
         self._lock = threading.Lock()
         self._index: dict[BuildName, _Indexed] = {}
+        # Of `Staging.trees_recorded`, before the index was made: what is more is not in it.
+        self._seen = -1
 
     def of_build(self, name: BuildName, debug_ids: Collection[str]) -> dict[str, StagedObject]:
         """Return the symbol files of one build that have these debug ids, by id."""
         build = self._staging.build(name)
-        found = {}
+        found: dict[str, StagedObject] = {}
         for item in _ARTIFACTS:
-            for path, file in build.files_of(item).items():
+            try:
+                files = build.files_of(item)
+            except (OSError, ValueError):
+                _log.exception("what %s has of %s cannot be read", name, item.name)
+                continue
+            for path, file in files.items():
                 debug_id = _debug_id_of(path)
                 if debug_id in debug_ids and debug_id is not None and file.link is None:
                     found[debug_id] = StagedObject.of(build.directory / path, debug_id, file)
@@ -88,7 +99,10 @@ class StagedSymbols:
 
     def _having(self, debug_ids: Collection[str]) -> list[BuildName]:
         with self._lock:
-            self._index = dict(self._brought_up_to_date())
+            recorded = self._staging.trees_recorded
+            if recorded != self._seen:
+                self._index = dict(self._brought_up_to_date())
+                self._seen = recorded
             return [
                 name
                 for name, indexed in self._index.items()

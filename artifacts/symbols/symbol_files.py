@@ -137,7 +137,9 @@ class SymbolFiles:
         limits = ProgramLimits(_SECONDS_A_FILE, _ADDRESS_SPACE_BYTES, _MAX_FILE_BYTES)
         with self._copies.copied(stored) as path:
             # With what was inlined.
-            ended = self._programs.run([dump_syms, "-d", str(path)], limits, file)
+            ended = self._programs.run(
+                [dump_syms, "-d", str(path)], limits, self._copies.watched(file)
+            )
         file.flush()
         if ended.status != 0 or not file.tell():
             said = ended.chatter.strip().rpartition("\n")[2]
@@ -171,6 +173,9 @@ def _some_lines(file: IO[bytes], of_frames: bool) -> Iterator[bytes]:
         if is_wanted:
             yield piece
         begins = piece.endswith(b"\n")
+    if is_wanted and not begins:
+        # Others follow.
+        yield b"\n"
 
 
 def _name_of(choice: WalkChoice) -> str:

@@ -12,12 +12,13 @@ from artifacts.archive_url import ArchiveUrl
 from artifacts.blobs.chunked_files import ChunkedFiles
 from artifacts.blobs.upload_service import UploadService
 from artifacts.config import Config
+from artifacts.disk import make_empty_directory
 from artifacts.equipment import Equipment
-from artifacts.errors import Busy, DevserverError, storage_error
+from artifacts.errors import Busy, DevserverError
 from artifacts.space import Space
 from artifacts.symbols.api import DebugFilesApi
 from artifacts.symbols.copies import DebugFileCopies
-from artifacts.symbols.crash_api import StageSymbols, SymbolicateDump, SymbolsApi
+from artifacts.symbols.crash_api import StageSymbols, SymbolicateDump
 from artifacts.symbols.crashes import Crashes
 from artifacts.symbols.debug_files import DebugFiles
 from artifacts.symbols.inspection import Inspector
@@ -26,6 +27,7 @@ from artifacts.symbols.look_up import LookUps
 from artifacts.symbols.stack_walker import StackWalker, WalkerMissing
 from artifacts.symbols.staged_symbols import StagedSymbols
 from artifacts.symbols.symbol_files import DUMP_SYMS, SymbolFiles
+from artifacts.symbols.symbols_api import SymbolsApi
 from artifacts.symbols.symcache_builder import SymcacheBuilder
 from artifacts.symbols.symcache_records import SymcacheRecords
 from artifacts.symbols.symcaches import Symcaches
@@ -77,7 +79,9 @@ class Symbols:
             DebugFilesApi(debug_files, inspector, self._symcaches, assembler).register(
                 upload_service.protocol
             )
-            temporary = _empty_directory(data / "reading")
+            temporary, dumps = data / "reading", data / "dumps"
+            make_empty_directory(temporary)
+            make_empty_directory(dumps)
             chunked_files = ChunkedFiles(
                 uploads.blobs, temporary, equipment.connections, equipment.fetch_limits
             )
@@ -96,7 +100,7 @@ class Symbols:
                 staged,
                 debug_files,
                 symbol_files,
-                _empty_directory(data / "dumps"),
+                dumps,
                 check_room,
             )
             undo.callback(lambda: crashes.close(_END_SECONDS))
@@ -123,16 +127,6 @@ class Symbols:
             self._symcaches.remove_unrecorded()
         except (DevserverError, OSError) as error:
             _log.warning("symcaches that nothing names are left: %s", error)
-
-
-def _empty_directory(directory: Path) -> Path:
-    """Make a directory for temporary files; what a crash has left there is removed."""
-    shutil.rmtree(directory, ignore_errors=True)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, str(directory)) from error
-    return directory
 
 
 def _find_dump_syms(config: Config, walker: StackWalker) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
+from artifacts.database.batches import batches
 from artifacts.database.database import Database
 from artifacts.database.tables import debug_files, files, symcaches
 
@@ -99,14 +100,16 @@ class SymcacheRecords:
         told = time.time() - _TOLD_SECONDS
         return {row.debug_file_id: RecordedError(row.error, row.created_at < told) for row in rows}
 
-    def of_checksums(self, prefix: str) -> set[tuple[str, int, int]]:
-        """Return checksum, number and version of those whose file's checksum begins with that."""
-        query = (
-            select(files.c.checksum, symcaches.c.number, symcaches.c.version)
-            .join(debug_files, debug_files.c.id == symcaches.c.debug_file_id)
-            .join(files, files.c.id == debug_files.c.file_id)
-            # What follows are hexadecimal digits.
-            .where(files.c.checksum.between(prefix, f"{prefix}g"))
-        )
+    def of_checksums(self, checksums: Collection[str]) -> set[tuple[str, int, int]]:
+        """Return checksum, number and version of those of the files with these checksums."""
+        found: set[tuple[str, int, int]] = set()
         with self._database.reading() as connection:
-            return {tuple(row) for row in connection.execute(query)}
+            for some in batches(checksums):
+                query = (
+                    select(files.c.checksum, symcaches.c.number, symcaches.c.version)
+                    .join(debug_files, debug_files.c.id == symcaches.c.debug_file_id)
+                    .join(files, files.c.id == debug_files.c.file_id)
+                    .where(files.c.checksum.in_(some))
+                )
+                found.update(tuple(row) for row in connection.execute(query))
+        return found

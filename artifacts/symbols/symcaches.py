@@ -8,7 +8,8 @@ or somebody has removed it. Then it is built again, from the blobs of the debug 
 looked for.
 
 Those of symbols that builds have brought have no row: they are named by what the build's manifest
-says of the file, are built when they are looked for, and go at the next start.
+says of the file, are built when they are looked for, and go at a start of the server that is an
+hour later, or more.
 
 An error is remembered as long as the format has that version. Who uploads the file again makes it
 be tried again, once a while has passed in which all who asked could be told.
@@ -106,8 +107,10 @@ class Symcaches:
             OSError: the directory cannot be read.
         """
         for directory in sorted(self._files.directory.glob("[0-9a-f][0-9a-f]")):
-            recorded = {self.path_of(*one) for one in self._records.of_checksums(directory.name)}
-            for path in directory.iterdir():
+            paths = list(directory.iterdir())
+            checksums = {directory.name + path.name.partition("-")[0] for path in paths}
+            recorded = {self.path_of(*one) for one in self._records.of_checksums(checksums)}
+            for path in paths:
                 with contextlib.suppress(FileNotFoundError):
                     is_old = path.stat().st_mtime < time.time() - _RECORD_SECONDS
                     if is_old and path not in recorded:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import Busy, DevserverError, busy_if_out_of_files, shutting_down
+from artifacts.symbols.sessions import close_and_wait, end_session, plain_environment
 from artifacts.timers import Timers
 
 _PROGRAM = Path(__file__).with_name("debug_file_program.py")
@@ -22,12 +23,6 @@ _PROGRAM = Path(__file__).with_name("debug_file_program.py")
 _GRACE_SECONDS = 5
 _MAX_ANSWER_BYTES = 64 << 20
 _END_SECONDS = 5
-# What Python needs to find its libraries. The rest of the server's environment, such as the keys of
-# its storage, is nothing for a process that hostile files may take over.
-_ENVIRONMENT = (
-    *("PATH", "LANG", "LC_ALL", "PYTHONHOME", "PYTHONPATH"),
-    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
-)
 
 
 class ProcessFailed(DevserverError):
@@ -76,8 +71,8 @@ class WorkerProcess:
             try:
                 process = self._running()
             except OSError as error:
-                raise busy_if_out_of_files(error) or ProcessFailed(
-                    f"the process for it cannot be started: {error.strerror}"
+                raise busy_if_out_of_files(error) or Busy(
+                    f"no process can be started: {error.strerror}; ask again"
                 ) from error
             try:
                 answer = self._ask(process, question)
@@ -91,7 +86,7 @@ class WorkerProcess:
         self._is_closed = True
         process = self._process
         if process is not None:
-            process.kill()
+            end_session(process)
         with self._lock:
             self._end()
 
@@ -155,9 +150,8 @@ class WorkerProcess:
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            # Closes its pipes, too.
-            process.communicate()
+            end_session(process)
+            close_and_wait(process)
 
     def _look_at(self, due: float) -> None:
         """Have the process ended at ``due``, of ``time.monotonic()``, if it is idle then."""
@@ -179,8 +173,3 @@ class WorkerProcess:
                 self._look_at(due)
         finally:
             self._lock.release()
-
-
-def plain_environment() -> dict[str, str]:
-    """Return the environment of a process that looks at hostile files."""
-    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
