@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from assemble_client import crash_lab
 from made_dumps import DEBUG_ID, IDENTIFIER, MadeModule, build_id, made_dump
 
-from artifacts.errors import BadRequest, InsufficientStorage, TooLarge
+from artifacts.errors import BadRequest, DevserverError, InsufficientStorage, TooLarge
 from artifacts.serving.multipart import PartHead
 from artifacts.symbols.crash_dump import CrashDump
 
@@ -50,6 +51,38 @@ def send(dump: CrashDump, name: str, *blocks: bytes) -> None:
     for block in blocks:
         dump.take(memoryview(block))
     dump.end_part()
+
+
+def test_a_disk_that_fills_while_a_dump_comes_is_noticed(tmp_path: Path) -> None:
+    looks: list[int] = []
+
+    def check_room() -> None:
+        looks.append(len(looks))
+        if len(looks) > 3:
+            raise InsufficientStorage("the disk is nearly full")
+
+    dump = CrashDump(tmp_path / "dumps", check_room, lambda: None)
+    dump.begin_part(PartHead("minidump", None))
+    with pytest.raises(InsufficientStorage):
+        for _ in range(64):
+            dump.take(memoryview(bytes(1 << 20)))
+    dump.remove()
+    assert list((tmp_path / "dumps").iterdir()) == []
+
+
+def test_symbols_do_not_bring_back_a_dump_that_was_removed(
+    directory: Directory, tmp_path: Path
+) -> None:
+    dump = directory.receive()
+    send(dump, "minidump", made_dump([MadeModule("lab", build_id(GUID))]))
+    dump.end()
+    modules = dump.modules()
+    dump.remove()
+    symbols = tmp_path / "lab.sym"
+    symbols.touch()
+    with contextlib.suppress(DevserverError):
+        assert dump.add_symbols(modules, {DEBUG_ID: symbols}) == frozenset()
+    assert list(directory.path.iterdir()) == []
 
 
 def test_a_form_has_a_dump_and_fields(dump: CrashDump) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -100,6 +101,39 @@ def test_a_program_that_hangs_is_ended_with_its_children(
         programs.run([script(lines)], SHORT)
     started = wait_for_pids(pids, 2)
     wait_until(lambda: not any(is_running(pid) for pid in started))
+
+
+def test_what_a_program_has_started_ends_with_it(
+    programs: LimitedPrograms, script: Script, tmp_path: Path
+) -> None:
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("this system cannot tell that a process has ended without forgetting it")
+    pids = tmp_path / "pids"
+    lines = f'sleep 600 </dev/null >/dev/null 2>&1 & echo $! > "{pids}"; echo done'
+    assert programs.run([script(lines)], LIMITS).output == b"done\n"
+    (pid,) = wait_for_pids(pids, 1)
+    wait_until(lambda: not is_running(pid))
+
+
+def test_what_runs_for_an_owner_is_ended_and_the_rest_goes_on(
+    programs: LimitedPrograms, script: Script, tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    began = [tmp_path / "began-0", tmp_path / "began-1"]
+    waiting = [
+        script(f'touch "{path}"; while [ ! -e "{release}" ]; do :; done; echo done')
+        for path in began
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        gone, stays = (
+            pool.submit(programs.run, [program], LIMITS, None, owner)
+            for owner, program in enumerate(waiting)
+        )
+        wait_until(lambda: all(path.exists() for path in began))
+        programs.end(0)
+        assert gone.result().status == -signal.SIGKILL
+        release.touch()
+        assert stays.result().output == b"done\n"
 
 
 def test_a_program_that_prints_on_and_on_is_ended_in_time(
@@ -263,7 +297,7 @@ def test_many_programs_run_at_once(programs: LimitedPrograms, script: Script) ->
         ("kill -SEGV $$", 60, WalkerFailed, 502, "died of signal 11"),
         ("echo some; kill -ABRT $$", 60, WalkerFailed, 502, "died of signal 6"),
         (HANG, 0.5, TimedOut, 504, r"took over 0\.5 s"),
-        ("exec yes 0123456789012345678901234567890", 60, TooMuchOutput, 502, "67,108,864 bytes"),
+        ("exec yes 0123456789012345678901234567890", 60, TooMuchOutput, 502, "8,388,608 bytes"),
         ("exit 127", 60, CannotRun, 502, "cannot run"),
     ],
 )
@@ -285,10 +319,19 @@ def test_what_a_walker_ends_with_is_told(
 def test_a_walker_is_asked_for_text_or_for_fields(
     programs: LimitedPrograms, script: Script
 ) -> None:
-    walker = StackWalker(programs, Path(script(r'printf "%s," "$@"; printf "\377"')), 60)
+    lines = r'[ "$1" = -m ] && printf "OS|"; printf "%s," "$@"; printf "\377"'
+    walker = StackWalker(programs, Path(script(lines)), 60)
     dump, symbols = Path("/d/-m"), Path("/d/symbols")
     assert walker.walk(dump, symbols) == "/d/-m,/d/symbols,\ufffd"
-    assert walker.walk(dump, symbols, for_machines=True) == "-m,/d/-m,/d/symbols,\ufffd"
+    assert walker.walk(dump, symbols, for_machines=True) == "OS|-m,/d/-m,/d/symbols,\ufffd"
+
+
+def test_a_walker_that_prints_something_else_is_none(
+    programs: LimitedPrograms, script: Script
+) -> None:
+    walker = StackWalker(programs, Path(script("echo hello")), 60)
+    with pytest.raises(WalkerFailed):
+        walker.walk(Path("d"), Path("s"), for_machines=True)
 
 
 def test_a_walker_is_found_on_the_path(

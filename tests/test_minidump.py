@@ -15,6 +15,7 @@ from made_dumps import (
     HEADER_BYTES,
     IDENTIFIER,
     MODULE_BYTES,
+    MODULE_LIST_STREAM,
     DumpOnDisk,
     MadeModule,
     build_id,
@@ -76,9 +77,9 @@ def test_the_modules_of_a_dump_are_known(tmp_path: Path) -> None:
         if line.startswith("Module|")
     ]
     modules = renamed(tmp_path, REAL).modules
-    assert [
-        ["Module", m.name, "", m.debug_name, m.identifier, f"0x{m.base:x}"] for m in modules
-    ] == [line[:6] for line in expected]
+    assert [["Module", m.name, "", m.debug_name, m.identifier] for m in modules] == [
+        line[:5] for line in expected
+    ]
     assert modules[0].debug_id == "8fd7dd32-7311-a6f8-bad5-0bd4bd2d4843"
     assert modules[0].token == f"module-{IDENTIFIER}"
 
@@ -212,12 +213,37 @@ def test_names_are_shown_without_directories_and_control_characters(
     assert module.token == f"module-{IDENTIFIER}"
 
 
-def test_modules_of_one_id_are_called_by_the_name_of_the_first(tmp_path: Path) -> None:
-    twice = [MadeModule("first", build_id(GUID)), MadeModule("second", build_id(GUID))]
-    names = renamed(tmp_path, made_dump(twice))
-    assert [module.name for module in names.modules] == ["first", "second"]
-    (token,) = {module.token for module in names.modules}
-    assert names.restored(f"0  {token} + 0x1\n") == "0  first + 0x1\n"
+def test_modules_of_one_id_keep_their_names(tmp_path: Path) -> None:
+    called = ["first", "second", "first"]
+    modules = [MadeModule(name, build_id(GUID)) for name in called]
+    names = renamed(tmp_path, made_dump(modules))
+    # What is there twice is one module to the walker.
+    assert [module.token for module in names.modules] == [
+        f"module-{IDENTIFIER}",
+        f"module-{IDENTIFIER}-1",
+        f"module-{IDENTIFIER}",
+    ]
+    text = "".join(f"{module.token} + 0x1\n" for module in names.modules)
+    assert names.restored(text) == "first + 0x1\nsecond + 0x1\nfirst + 0x1\n"
+
+
+def test_what_terminals_obey_is_left_out_of_the_text(tmp_path: Path) -> None:
+    names = renamed(tmp_path, made_dump([MadeModule("a")]))
+    text = "\x1b[31mred\x1b]0;title\x07\r\n\ttab\x7f\x9b \N{LATIN SMALL LETTER U WITH DIAERESIS}\n"
+    assert names.restored(text) == (
+        " [31mred ]0;title  \n\ttab   \N{LATIN SMALL LETTER U WITH DIAERESIS}\n"
+    )
+
+
+def test_a_module_that_lies_over_the_directory_is_refused(tmp_path: Path) -> None:
+    # To rename it would be to change the directory, so that the walker finds other modules.
+    dump = made_dump([MadeModule("a")])
+    directory = module_list(dump) + 4 + CODEVIEW
+    dump = patched(dump, directory, MODULE_LIST_STREAM, 4 + MODULE_BYTES, module_list(dump))
+    path = tmp_path / "minidump"
+    path.write_bytes(patched(dump, 12, directory))
+    with pytest.raises(BadRequest, match="lie over each other"):
+        rename_modules(path)
 
 
 def test_modules_without_an_id_are_told_apart(tmp_path: Path) -> None:
@@ -268,9 +294,9 @@ def test_the_debug_file_of_a_pdb_gets_the_same_name(order: str, tmp_path: Path) 
 
 
 def test_a_build_id_of_a_big_endian_dump_is_read_as_it_stands(tmp_path: Path) -> None:
-    dump = made_dump([MadeModule("/bin/lab", build_id(GUID, ">"), base=0x1000)], order=">")
+    dump = made_dump([MadeModule("/bin/lab", build_id(GUID, ">"))], order=">")
     (module,) = renamed(tmp_path, dump).modules
-    assert (module.name, module.identifier, module.base) == ("lab", IDENTIFIER, 0x1000)
+    assert (module.name, module.identifier) == ("lab", IDENTIFIER)
 
 
 def test_a_record_of_an_unknown_kind_is_taken_away(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ FRAMES = [
     (6, "main", 39, "0x5", FOUND),
 ]
 TOKEN = f"module-{IDENTIFIER}"
-NAMES = ModuleNames([DumpModule("lab", "lab.debug", IDENTIFIER, 0x1000, TOKEN)])
+NAMES = ModuleNames([DumpModule("lab", "lab.debug", IDENTIFIER, TOKEN)])
 FRAME = f"0|0|{TOKEN}|main|a.cc|3|0x1\n"
 HEAD = "OS|Linux|6.1\nCPU|amd64|family 6|4\nGPU|||\nCrash|SIGSEGV|0x0|0\n"
 MODULE = f"Module|{TOKEN}||{TOKEN}|{IDENTIFIER}|0x1000|0x1fff|1\n"

@@ -43,6 +43,7 @@ def chosen(*stored: StoredObject, formats: frozenset[str] = BOTH) -> tuple[str, 
         ([TABLE, DEBUG], [DEBUG, TABLE]),
         ([STRIPPED, TABLE, WHOLE, DEBUG], [WHOLE, DEBUG, TABLE]),
         ([DEBUG, WHOLE], [DEBUG, WHOLE]),
+        ([SYM, BARE_TABLE, WHOLE], [WHOLE, SYM, BARE_TABLE]),
     ],
 )
 def test_lines_are_looked_up_where_there_are_lines(

@@ -104,6 +104,14 @@ def test_symbols_of_breakpad_get_the_frames_of_a_program(lab: SymbolLab) -> None
     assert made.read_bytes() == crash_lab("crash_lab.sym")
 
 
+def test_symbols_without_a_last_line_end_are_put_together(lab: SymbolLab) -> None:
+    named = lab.add(b"FUNC 1000 10 0 f\nPUBLIC 2000 0 last", "breakpad")
+    unwound = lab.add(b"STACK CFI INIT 1000 10 .cfa", "breakpad")
+    assert lab.made(named, unwound).read_bytes() == (
+        b"FUNC 1000 10 0 f\nPUBLIC 2000 0 last\nSTACK CFI INIT 1000 10 .cfa\n"
+    )
+
+
 def test_without_the_program_only_symbols_of_breakpad_are_of_use(lab: SymbolLab) -> None:
     assert lab.files.formats == {"breakpad"}
     lab.fake("exit 0")

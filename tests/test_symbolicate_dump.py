@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from assemble_client import AssembleClient, crash_lab
@@ -36,7 +37,7 @@ from made_debug_files import breakpad
 from polling import wait_until
 from raw_client import RawClient
 from running_server import RunningServer
-from upload_client import content_type
+from upload_client import Part, content_type, multipart
 
 THREAD_LIST_STREAM = 3
 GIGABYTE = 1 << 30
@@ -387,6 +388,40 @@ def test_the_server_answers_others_while_dumps_are_walked(serve: Serve, tmp_path
         assert server.get("/health").status_code == 200
         release.touch()
         assert {future.result().status_code for future in sent} == {200}
+
+
+def test_nothing_is_walked_for_those_who_have_hung_up(serve: Serve, tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    began.mkdir()
+    walker = fake_walker(tmp_path, f"mkdir {began}/$$; exec sleep 600")
+    server = serve("--minidump-stackwalk", walker)
+    body = multipart([Part(dump(), "crash.dmp", "minidump")])
+    clients = [RawClient(server.port) for _ in range(12)]
+    for client in clients:
+        client.get(
+            "/symbolicate_dump",
+            "POST",
+            Content_Type=content_type(),
+            Content_Length=str(len(body)),
+        )
+        client.socket.sendall(body)
+    walkers = min(os.cpu_count() or 1, len(clients))
+    wait_until(lambda: len(kept_dumps(server)) == len(clients))
+    wait_until(lambda: len(list(began.iterdir())) == walkers)
+    for client in clients:
+        client.socket.close()
+    wait_until(lambda: kept_dumps(server) == [])
+    process = psutil.Process(server.process.pid)
+    wait_until(lambda: not any(child.name() == "sleep" for child in process.children()))
+    # Those that were waiting for their turn did not get it.
+    assert len(list(began.iterdir())) == walkers
+
+
+def test_large_bodies_are_for_this_call_alone(bare: RunningServer) -> None:
+    body = b"a=1&" * (1 << 19)
+    for path in ("/symbolicate_dumpx", "/symbolicate_dump.x", "/symbolicate"):
+        response = requests.post(f"{bare.url}{path}", data=body, timeout=60)
+        assert response.status_code == 413, path
 
 
 def test_a_server_that_is_killed_leaves_no_dumps_to_the_next(serve: Serve, tmp_path: Path) -> None:
