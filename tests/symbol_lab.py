@@ -27,6 +27,7 @@ class SymbolLab:
 
     Attributes:
         runs: a file that programs of ``fake`` write a line to.
+        full_while_there: a file that leaves no room for others.
     """
 
     def __init__(self, directory: Path, max_kept_bytes: int) -> None:
@@ -37,6 +38,7 @@ class SymbolLab:
         self.runs = directory / "runs"
         self.dump_syms: str | None = None
         self.is_full = False
+        self.full_while_there: Path | None = None
         self._directory = directory
         self.connections = Workers("connection", 4)
         limits = FetchLimits(4, RetryLimits(2, 0.01))
@@ -59,7 +61,7 @@ class SymbolLab:
         self.files = self._opened()
 
     def _check_room(self) -> None:
-        if self.is_full:
+        if self.is_full or (self.full_while_there and self.full_while_there.exists()):
             raise InsufficientStorage("the disk is full")
 
     def close(self) -> None:

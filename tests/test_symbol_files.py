@@ -112,6 +112,18 @@ def test_symbols_without_a_last_line_end_are_put_together(lab: SymbolLab) -> Non
     )
 
 
+def test_what_is_kept_goes_where_there_is_no_room(lab: SymbolLab) -> None:
+    old = lab.made(lab.add(b"MODULE of the old", "breakpad"))
+    lab.full_while_there = old
+    new = lab.made(lab.add(b"MODULE of the new", "breakpad"))
+    assert new.read_bytes() == b"MODULE of the new"
+    assert lab.names() == {new.name}
+    lab.is_full = True
+    with pytest.raises(InsufficientStorage):
+        lab.made(lab.add(b"MODULE of another", "breakpad"))
+    assert lab.names() == set()
+
+
 def test_without_the_program_only_symbols_of_breakpad_are_of_use(lab: SymbolLab) -> None:
     assert lab.files.formats == {"breakpad"}
     lab.fake("exit 0")

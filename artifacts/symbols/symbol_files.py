@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from artifacts.errors import DevserverError, storage_error
+from artifacts.errors import DevserverError, InsufficientStorage, storage_error
 from artifacts.recent_outcomes import RecentOutcomes
 from artifacts.symbols.choice import WalkChoice
 from artifacts.symbols.copies import DebugFileCopies
@@ -104,6 +104,18 @@ class SymbolFiles:
         self._workers.close(timeout_seconds)
 
     def _make(self, choice: WalkChoice, path: Path) -> Path:
+        try:
+            self._write_and_keep(choice, path)
+        except InsufficientStorage:
+            # The others are kept as long as there is room.
+            if not self._remove_oldest(0):
+                raise
+            self._write_and_keep(choice, path)
+        self._remove_oldest(self._max_kept_bytes, but=path)
+        _log.info("made %s of %s", path.name, choice.named.debug_id)
+        return path
+
+    def _write_and_keep(self, choice: WalkChoice, path: Path) -> None:
         with self._files.aside() as aside:
             try:
                 with aside.open("wb") as file:
@@ -111,11 +123,8 @@ class SymbolFiles:
                     file.flush()
                     os.fsync(file.fileno())
                 self._files.keep(aside, path)
-                self._make_room(path)
             except OSError as error:
                 raise storage_error(error, f"symbols of {choice.named.debug_id}") from error
-        _log.info("made %s of %s", path.name, choice.named.debug_id)
-        return path
 
     def _write(self, choice: WalkChoice, file: IO[bytes]) -> None:
         if choice.is_one:
@@ -148,20 +157,24 @@ class SymbolFiles:
                 f"{ended.status}: {said}"
             )
 
-    def _make_room(self, newest: Path) -> None:
-        """Remove what was used longest ago, until the others are no more than may be kept."""
+    def _remove_oldest(self, max_bytes: int, but: Path | None = None) -> bool:
+        """Remove what was used longest ago, until the others have ``max_bytes``, or are ``but``.
+
+        Returns whether there was any.
+        """
         files = []
         for path in self._files.directory.glob("*.sym"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))
         kept = sum(size for _, size, _ in files)
+        has_removed = False
         for _, size, path in sorted(files):
-            if kept <= self._max_kept_bytes:
-                return
-            if path != newest:
+            if kept > max_bytes and path != but:
                 path.unlink(missing_ok=True)
                 kept -= size
+                has_removed = True
+        return has_removed
 
 
 def _some_lines(file: IO[bytes], of_frames: bool) -> Iterator[bytes]:
