@@ -156,5 +156,9 @@ class CrashDump:
         """Remove all of it."""
         with contextlib.suppress(OSError):
             self._file.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        # Renamed first: who is just adding symbols must not find it any more.
+        gone = self._directory.with_name(f"gone-{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):
+            self._directory.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
         self._removed()
