@@ -213,15 +213,13 @@ def test_a_symcache_that_is_gone_or_damaged_is_built_again(serve: Serve) -> None
     AssembleClient(server).upload(crash_lab("crash_lab"))
     (path,) = symcache_files(server)
     whole = path.read_bytes()
-    server.stop()
     for damaged in (None, b"", b"rubbish" * 100, whole[:100]):
         path.unlink()
         if damaged is not None:
             path.write_bytes(damaged)
-        again = serve()
-        assert knows_all(again)
+        assert knows_all(server)
         assert path.read_bytes() == whole
-        again.stop()
+        end_reader(server)
 
 
 def test_a_symcache_of_an_older_format_is_built_anew(serve: Serve) -> None:
@@ -306,6 +304,14 @@ def test_an_error_that_is_old_is_tried_again(serve: Serve) -> None:
     assert [row.error for row in rows_of(server, symcaches)] == [None]
 
 
+def end_reader(server: RunningServer) -> None:
+    """End the process of a server that has symcaches open."""
+    children = psutil.Process(server.process.pid).children()
+    (reader,) = [child for child in children if "look-up" in child.cmdline()]
+    reader.kill()
+    wait_until(lambda: reader.status() == psutil.STATUS_ZOMBIE)
+
+
 def converters(server: RunningServer) -> list[psutil.Process]:
     """The processes of a server that build symcaches."""
     children = psutil.Process(server.process.pid).children()
@@ -356,10 +362,7 @@ def test_the_process_that_looks_up_may_be_killed(serve: Serve) -> None:
     server = serve()
     AssembleClient(server).upload(crash_lab("crash_lab"))
     assert knows_all(server)
-    for child in psutil.Process(server.process.pid).children():
-        if "look-up" in child.cmdline():
-            child.kill()
-            wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE)  # noqa: B023
+    end_reader(server)
     assert knows_all(server)
 
 

@@ -277,6 +277,6 @@ def cpu_seconds_of(content: bytes, count: int) -> float:
 )
 def test_no_bytes_cost_much_more_than_others(content: bytes) -> None:
     count = 32 << 20
-    # Some 10 ms; what the parser takes byte by byte costs seconds.
+    # Some 10 ms; what the parser takes byte by byte costs many seconds.
     random = min(cpu_seconds_of(os.urandom(count), count) for _ in range(3))
-    assert cpu_seconds_of(content, count) < 0.25 + 10 * random
+    assert cpu_seconds_of(content, count) < 1 + 20 * random

@@ -207,13 +207,13 @@ def test_a_database_of_an_older_program_is_brought_up_to_date_with_all_that_is_i
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     record_a_blob(database_url)
+    before = schema.HEAD
     newer_program("pass")
-    head = schema.HEAD
     with caplog.at_level(logging.INFO):
         newer = Database(database_url)
         Database(database_url).close()
     told = [record.message for record in caplog.records if "artifacts" in record.name]
-    assert told == [f"brought the database from schema 0001 to {head}"]
+    assert told == [f"brought the database from schema {before} to next"]
     with newer.reading() as connection:
         assert connection.execute(text("SELECT note FROM blobs")).all() == [(None,)]
         assert connection.execute(text("SELECT organization FROM owners")).all() == [("lab",)]
@@ -224,7 +224,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(
     database_url: str, engine: Engine, newer_program: Callable[[str], None]
 ) -> None:
     record_a_blob(database_url)
-    before = description(engine)
+    before, head = description(engine), schema.HEAD
     newer_program("op.drop_table('leases'); op.drop_table('nonsense')")
     with pytest.raises(DatabaseUnavailable, match="nonsense"):
         Database(database_url)
@@ -232,7 +232,19 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(
     with engine.connect() as connection:
         assert connection.execute(text("SELECT organization FROM owners")).all() == [("lab",)]
         version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    assert version == "0001"
+    assert version == head
+
+
+def test_a_database_of_before_there_were_symcaches_keeps_what_is_in_it(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(schema, "HEAD", "0001")
+        record_a_blob(database_url)
+        assert "symcaches" not in inspect(engine).get_table_names()
+    with contextlib.closing(Database(database_url)) as database, database.reading() as connection:
+        assert connection.execute(text("SELECT count(*) FROM symcaches")).scalar() == 0
+        assert connection.execute(text("SELECT organization FROM owners")).all() == [("lab",)]
 
 
 def record_a_blob(database_url: str) -> None:
