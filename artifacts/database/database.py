@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class Database:
         # them finds it free is chance: without this, some would wait for very long.
         self._turn_to_write = None if self.is_shared else FairLock()
         self._wait_seconds = wait_seconds
+        self._counting = threading.Lock()  # guards the number
+        self._commits = 0
         self._engine = make_engine(self.url, wait_seconds=wait_seconds)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -115,8 +118,11 @@ class Database:
         Raises:
             DatabaseUnavailable: others hold the database for too long, or it cannot be written.
         """
-        with self._turn(), failures_in_words(), _writing(self._engine) as connection:
-            yield connection
+        with self._turn(), failures_in_words():
+            with _writing(self._engine) as connection:
+                yield connection
+            with self._counting:
+                self._commits += 1
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -129,6 +135,15 @@ class Database:
             yield
         finally:
             self._turn_to_write.release()
+
+    @property
+    def commits(self) -> int:
+        """How many transactions of this process have written; grows once they are durable.
+
+        Where the database is not shared, what was read is true as long as this stays the same.
+        """
+        with self._counting:
+            return self._commits
 
     def check(self) -> None:
         """Raise DatabaseUnavailable if the database cannot be read."""

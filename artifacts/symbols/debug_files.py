@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from artifacts.symbols.symcaches import Symcaches
 
 _MAX_LISTED = 500
 _MAX_OF_ONE_ID = 100
+_MAX_REMEMBERED = 10_000
 _CONTENT_TYPES = {
     "breakpad": "text/x-breakpad",
     "elf": "application/x-elf-binary",
@@ -70,6 +72,10 @@ class DebugFiles:
         self._database = database
         self._files = files
         self._symcaches = symcaches
+        self._lock = threading.Lock()  # guards both below; not held while the database is asked
+        # By debug id, as of so many commits.
+        self._newest: dict[str, int | None] = {}
+        self._newest_as_of: int | None = None
 
     def find(
         self, connection: Connection, organization: str, project: str, checksums: Collection[str]
@@ -104,12 +110,25 @@ class DebugFiles:
         return found
 
     def newest_with(self, debug_id: str) -> int | None:
-        """Return the id of the debug file with a debug id that came last, whole or not."""
+        """Return the id of the debug file with a debug id that came last, whole or not.
+
+        Where nobody else writes to the database, it is asked only after something was written.
+        """
+        commits = None if self._database.is_shared else self._database.commits
+        with self._lock:
+            if commits != self._newest_as_of or len(self._newest) > _MAX_REMEMBERED:
+                self._newest.clear()
+                self._newest_as_of = commits
+            if commits is not None and debug_id in self._newest:
+                return self._newest[debug_id]
         query = select(func.max(debug_objects.c.debug_file_id)).where(
             debug_objects.c.debug_id == debug_id
         )
         with self._database.reading() as connection:
             newest: int | None = connection.execute(query).scalar()
+        with self._lock:
+            if commits is not None and commits == self._newest_as_of:
+                self._newest[debug_id] = newest
         return newest
 
     def with_debug_ids(self, debug_ids: Collection[str]) -> dict[str, list[StoredObject]]:
