@@ -26,9 +26,3 @@ def parse_debug_id(text: str) -> str:
         raise BadRequest(f"not a debug id: {text!r:.100}")
     age = (match[6] or "").lstrip("0")
     return "-".join([*match.group(1, 2, 3, 4, 5), *([age] if age else [])])
-
-
-def breakpad_id(debug_id: str) -> str:
-    """Return Breakpad's spelling of a debug id as it is recorded."""
-    identity, age = debug_id[:36], debug_id[37:]
-    return identity.replace("-", "").upper() + (age or "0")

@@ -16,8 +16,6 @@ WALKER = "minidump_stackwalk"
 _ADDRESS_SPACE_BYTES = 16 << 30
 # Hundreds of threads with long stacks print a mebibyte or two.
 _MAX_PRINTED_BYTES = 8 << 20
-
-
 # What its output for machines begins with.
 _MACHINES_READ = b"OS|"
 
